@@ -10,11 +10,10 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "common/model/token.h"
 #include "common/weights/gguf.h"
 
 namespace packtrain {
-
-using TokenId = int32_t;
 
 enum class TokenKind : uint8_t { kNormal = 1, kUnknown, kControl, kUserDefined, kUnused, kByte };
 

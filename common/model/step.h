@@ -1,0 +1,88 @@
+#pragma once
+
+// One step as the coordinator plans it and the workers run it: what changed since the step before,
+// nothing more. Plain values; proto/control.proto carries the same fields over the wire.
+
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "common/model/sampling.h"
+#include "common/model/token.h"
+
+namespace packtrain {
+
+// Positions per KV page, the same on every stage and device.
+inline constexpr int kPagePositions = 64;
+
+// Copies one page's contents inside every stage (a shared page that is about to be appended to).
+struct PageCopy {
+  int32_t from = 0;
+  int32_t to = 0;
+};
+
+// What the last stage needs to sample for a slot; sent with the first step of a sequence.
+struct SequenceStart {
+  SamplingParams sampling;
+  uint64_t seed = 0;
+  int32_t choice = 0;            // index among n choices of one request
+  int32_t prompt_tokens = 0;     // how many leading ids are prompt (penalties may tell them apart)
+  std::vector<TokenId> history;  // ids in front of the first step's tokens (a reused prefix)
+};
+
+enum class StepOutputKind : uint8_t {
+  kNone,            // a prefill chunk that is not the last
+  kSample,          // sample after the last token
+  kPromptLogprobs,  // log-probability of each token given those before it; no sampling
+  kSampleAndPromptLogprobs,
+};
+
+// The part of one slot in a step: consecutive tokens of one sequence.
+struct StepSequence {
+  int32_t slot = 0;
+  int32_t start = 0;            // absolute position of the first token
+  std::vector<TokenId> tokens;  // empty: one token, the output of step `token_from_step`, same slot
+  uint64_t token_from_step = 0;
+  std::optional<SequenceStart> begin;  // present: the slot is reset first
+  // The slot's page table is cut to `first_page` entries, then these are appended.
+  int32_t first_page = 0;
+  std::vector<int32_t> pages;
+  std::vector<PageCopy> page_copies;  // done before anything else of this step
+  // Recurrent state: loaded from this snapshot before, saved to that one after the tokens; -1: no.
+  int32_t restore_snapshot = -1;
+  int32_t save_snapshot = -1;
+  StepOutputKind output = StepOutputKind::kNone;
+  int32_t top_logprobs = -1;  // -1: no log-probabilities; 0: of the token alone; else that many more
+
+  int32_t num_tokens() const { return tokens.empty() ? 1 : static_cast<int32_t>(tokens.size()); }
+};
+
+// A step is one ubatch: it passes through the stages as a whole. Several steps may be in flight.
+struct Step {
+  uint64_t id = 0;  // increases by one; a step sees the effects of all earlier ones on its slots
+  std::vector<StepSequence> sequences;
+};
+
+struct TokenLogprob {
+  TokenId id = 0;
+  float logprob = 0;
+};
+
+struct SequenceOutput {
+  int32_t slot = 0;
+  TokenId token = -1;  // -1: nothing was sampled
+  float logprob = 0;   // of `token`, of the unmodified distribution
+  std::vector<TokenLogprob> top;
+  // For kPromptLogprobs: entry i belongs to the token at start + 1 + i (the first token of a
+  // prompt has no prediction); each holds the token's own entry first, then the top ones.
+  std::vector<std::vector<TokenLogprob>> prompt;
+};
+
+struct StepResult {
+  uint64_t id = 0;
+  absl::Status status;  // not OK: the step had no effect that may be relied on
+  std::vector<SequenceOutput> outputs;  // of sequences that asked for any
+};
+
+}  // namespace packtrain
