@@ -1,7 +1,5 @@
 #include "common/quant/type.h"
 
-#include <array>
-
 #include "common/base/check.h"
 
 namespace packtrain {
@@ -9,7 +7,6 @@ namespace {
 
 using enum TensorType;
 
-// Ordered by id. Ids that are missing here were removed from the format and are refused.
 constexpr TypeTraits kTypes[] = {
     {kF32, "F32", 1, 4, kF32},
     {kF16, "F16", 1, 2, kF16},
@@ -48,31 +45,21 @@ constexpr TypeTraits kTypes[] = {
     {kQ2_0, "Q2_0", 64, 18, kQ8_0},
 };
 
-constexpr uint32_t kIdsMax = 43;
-
-// Row of kTypes by id, -1 for ids that are no type.
-constexpr std::array<int8_t, kIdsMax> MakeRowOfId() {
-  std::array<int8_t, kIdsMax> rows{};
-  rows.fill(-1);
-  int8_t row = 0;
-  for (const TypeTraits& t : kTypes) rows[static_cast<uint32_t>(t.type)] = row++;
-  return rows;
-}
-constexpr std::array<int8_t, kIdsMax> kRowOfId = MakeRowOfId();
-
 }  // namespace
 
 std::span<const TypeTraits> AllTypes() { return kTypes; }
 
 const TypeTraits* FindType(uint32_t id) {
-  if (id >= kIdsMax || kRowOfId[id] < 0) return nullptr;
-  return &kTypes[kRowOfId[id]];
+  for (const TypeTraits& t : kTypes) {
+    if (static_cast<uint32_t>(t.type) == id) return &t;
+  }
+  return nullptr;
 }
 
 const TypeTraits& Traits(TensorType type) {
-  const TypeTraits* traits = FindType(static_cast<uint32_t>(type));
-  CHECK(traits != nullptr);
-  return *traits;
+  const TypeTraits* t = FindType(static_cast<uint32_t>(type));
+  CHECK(t != nullptr);
+  return *t;
 }
 
 }  // namespace packtrain

@@ -1,0 +1,51 @@
+#include "worker/kernels/cpu/isa.h"
+
+namespace packtrain {
+namespace {
+
+#if defined(__x86_64__)
+// The compiler's run-time checks the OS's XCR0 bits before it reports a vector extension.
+bool HasAvx2() {
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+         __builtin_cpu_supports("f16c") && __builtin_cpu_supports("bmi2");
+}
+
+bool HasAvx512() {
+  return HasAvx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+         __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vnni") &&
+         __builtin_cpu_supports("avx512bitalg") && __builtin_cpu_supports("avx512vpopcntdq") &&
+         __builtin_cpu_supports("gfni");
+}
+#else
+bool HasAvx2() { return false; }
+bool HasAvx512() { return false; }
+#endif
+
+}  // namespace
+
+std::string_view IsaName(Isa isa) {
+  switch (isa) {
+    case Isa::kAvx512:
+      return "avx512";
+    case Isa::kAvx2:
+      return "avx2";
+    case Isa::kScalar:
+      break;
+  }
+  return "scalar";
+}
+
+bool IsaSupported(Isa isa) {
+  switch (isa) {
+    case Isa::kAvx512:
+      return HasAvx512();
+    case Isa::kAvx2:
+      return HasAvx2();
+    case Isa::kScalar:
+      break;
+  }
+  return true;
+}
+
+}  // namespace packtrain
