@@ -25,8 +25,6 @@ struct PageCopy {
 // What the last stage needs to sample for a slot; sent with the first step of a sequence.
 struct SequenceStart {
   SamplingParams sampling;
-  uint64_t seed = 0;
-  int32_t choice = 0;            // index among n choices of one request
   int32_t prompt_tokens = 0;     // how many leading ids are prompt (penalties may tell them apart)
   std::vector<TokenId> history;  // ids in front of the first step's tokens (a reused prefix)
 };
