@@ -210,8 +210,6 @@ StepSequence* Scheduler::Append(Sequence* sequence, int rows, Step* step, InFlig
     sequence->begun = true;
     SequenceStart& begin = part.begin.emplace();
     begin.sampling = sequence->request.sampling;
-    begin.seed = sequence->request.sampling.seed;
-    begin.choice = static_cast<int32_t>(sequence->request.sampling.choice);
     begin.prompt_tokens = sequence->prompt_size();
     begin.history.assign(sequence->ids.begin(), sequence->ids.begin() + sequence->computed);
     if (sequence->copy_from >= 0) {

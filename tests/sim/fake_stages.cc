@@ -50,6 +50,11 @@ void FakeStages::Violate(const Step& step, const StepSequence& part, const std::
 StepResult FakeStages::Execute(const Step& step) {
   StepResult result;
   result.id = step.id;
+  for (const StepSequence& part : step.sequences) {
+    for (const PageCopy& copy : part.page_copies) {
+      pages_[static_cast<size_t>(copy.to)] = pages_[static_cast<size_t>(copy.from)];
+    }
+  }
   int rows = 0;
   for (const StepSequence& part : step.sequences) {
     rows += part.num_tokens();
@@ -64,7 +69,7 @@ StepResult FakeStages::Execute(const Step& step) {
 void FakeStages::Begin(const StepSequence& part, Slot* slot) {
   *slot = {};
   slot->used = true;
-  slot->seed = part.begin->seed;
+  slot->seed = part.begin->sampling.seed;
   slot->history = part.begin->history;
   slot->positions = static_cast<int>(slot->history.size());
   slot->state = 1;
@@ -88,9 +93,6 @@ TokenId FakeStages::Sample(const Slot& slot) const {
 void FakeStages::RunPart(const Step& step, const StepSequence& part, StepResult* result) {
   if (part.slot < 0 || part.slot >= limits_.num_slots) {
     return Violate(step, part, "no such slot");
-  }
-  for (const PageCopy& copy : part.page_copies) {
-    pages_[static_cast<size_t>(copy.to)] = pages_[static_cast<size_t>(copy.from)];
   }
   Slot& slot = slots_[static_cast<size_t>(part.slot)];
   if (part.begin) Begin(part, &slot);

@@ -1,7 +1,7 @@
 // The real scheduler over simulated stages and a simulated clock, in many random schedules: sizes,
 // stages, memory, delays, cancellations, deaths of workers. Every request must end, with the tokens
 // that a run of it alone gives, and nothing may leak. A failure names its seed; run one again with
-// PACKTRAIN_SIM_SEED.
+// PACKTRAIN_SIM_SEED; PACKTRAIN_SIM_COUNT runs more of them.
 
 #include <cstdlib>
 #include <map>
@@ -261,6 +261,9 @@ TEST(SchedulerSimTest, RandomSchedulesGiveTheTokensOfSingleRunsAndLeakNothing) {
   if (const char* seed = std::getenv("PACKTRAIN_SIM_SEED")) {
     first = std::strtoull(seed, nullptr, 10);
     count = 1;
+  }
+  if (const char* many = std::getenv("PACKTRAIN_SIM_COUNT")) {
+    count = std::strtoull(many, nullptr, 10);
   }
   for (uint64_t seed = first; seed < first + count; ++seed) {
     const std::string wrong = World(seed).Run();
