@@ -25,8 +25,6 @@ struct PageCopy {
 // What the last stage needs to sample for a slot; sent with the first step of a sequence.
 struct SequenceStart {
   SamplingParams sampling;
-  uint64_t seed = 0;
-  int32_t choice = 0;            // index among n choices of one request
   int32_t prompt_tokens = 0;     // how many leading ids are prompt (penalties may tell them apart)
   std::vector<TokenId> history;  // ids in front of the first step's tokens (a reused prefix)
 };
@@ -53,6 +51,8 @@ struct StepSequence {
   int32_t restore_snapshot = -1;
   int32_t save_snapshot = -1;
   StepOutputKind output = StepOutputKind::kNone;
+  // With kPromptLogprobs, in every chunk but the prompt's last: the token after `tokens`.
+  TokenId next_token = -1;
   int32_t top_logprobs = -1;  // -1: no log-probabilities; 0: of the token alone; else that many more
 
   int32_t num_tokens() const { return tokens.empty() ? 1 : static_cast<int32_t>(tokens.size()); }
@@ -75,7 +75,8 @@ struct SequenceOutput {
   float logprob = 0;   // of `token`, of the unmodified distribution
   std::vector<TokenLogprob> top;
   // For kPromptLogprobs: entry i belongs to the token at start + 1 + i (the first token of a
-  // prompt has no prediction); each holds the token's own entry first, then the top ones.
+  // prompt has no prediction); each holds the token's own entry first, then the top ones. As many
+  // as tokens, one less in the prompt's last chunk.
   std::vector<std::vector<TokenLogprob>> prompt;
 };
 

@@ -25,6 +25,9 @@ struct GenerationRequest {
   bool ignore_eos = false;       // end-of-generation tokens are tokens like others
   bool logprobs = false;         // fill TokenEvent::logprob
   int top_logprobs = 0;          // 0 .. 20: how many alternatives to report; needs `logprobs`
+  // Prompt tokens in front of the last user turn: where the next request of the same chat may part
+  // from this one. Recurrent models keep a snapshot there; 0: not known.
+  int last_turn_start = 0;
   bool prompt_logprobs = false;  // report log-probabilities of the prompt's tokens as well
 };
 

@@ -10,6 +10,8 @@
 #include <string_view>
 #include <vector>
 
+#include "absl/status/status.h"
+
 namespace packtrain {
 
 enum class ElementType : uint8_t { kF32 = 0, kI32 = 1, kBF16 = 2, kU8 = 3 };
@@ -44,6 +46,7 @@ struct BundleTensor {
 struct Bundle {
   uint64_t epoch = 0;
   uint64_t step_id = 0;
+  absl::Status error;  // not OK: the sender's step failed; there are no tensors
   std::vector<BundleTensor> tensors;
 
   const BundleTensor* Find(std::string_view name) const {

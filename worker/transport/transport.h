@@ -21,8 +21,8 @@ namespace packtrain {
 struct PeerInfo {
   std::string worker_id;
   uint64_t epoch = 0;
-  std::string host_id;     // equal on one kernel instance (boot id + shm namespace)
-  std::string device;      // "cpu", "cuda:0"
+  std::string host_id;       // equal on one kernel instance (boot id + shm namespace)
+  std::string device;        // "cpu", "cuda:0"
   std::string data_address;  // where this worker's data channel listens ("unix:...", "host:port")
 };
 
@@ -37,7 +37,8 @@ class SendLink {
   virtual ~SendLink() = default;
   // Returns when the bundle may be reused. DEADLINE_EXCEEDED if the receiver is too slow,
   // UNAVAILABLE if it is gone; after an error the link is closed.
-  virtual absl::Status Send(const Bundle& bundle, std::chrono::steady_clock::time_point deadline) = 0;
+  virtual absl::Status Send(const Bundle& bundle,
+                            std::chrono::steady_clock::time_point deadline) = 0;
   virtual void Close() = 0;  // any thread, any number of times; wakes a blocked Send
   virtual LinkStats stats() const = 0;
 };
@@ -48,6 +49,8 @@ class ReceiveLink {
   virtual ~ReceiveLink() = default;
   // Fills `bundle` (its memory is kept where it fits) with the next one in order. A bundle of an
   // older epoch is dropped; hostile sizes are refused with DATA_LOSS and close the link.
+  // DEADLINE_EXCEEDED leaves the link open if nothing of the next bundle had come, UNAVAILABLE if
+  // the sender is gone.
   virtual absl::Status Receive(Bundle* bundle, std::chrono::steady_clock::time_point deadline) = 0;
   virtual void Close() = 0;
   virtual LinkStats stats() const = 0;
@@ -60,12 +63,17 @@ struct ChannelId {
   std::string name;
 };
 
+// Opening waits for the other end for at most this long.
+inline constexpr std::chrono::seconds kOpenTimeout(10);
+
 class Transport {
  public:
   virtual ~Transport() = default;
   virtual std::string_view name() const = 0;
   virtual bool CanConnect(const PeerInfo& self, const PeerInfo& peer) const = 0;
-  // `max_bytes`: payload of the largest bundle that will be sent.
+  // `max_bytes`: payload of the largest bundle that will be sent. `peer.epoch` is the link's epoch.
+  // OpenSend waits for the receiver to have opened (UNAVAILABLE after kOpenTimeout); OpenReceive
+  // does not wait.
   virtual absl::StatusOr<std::unique_ptr<SendLink>> OpenSend(const ChannelId& channel,
                                                              const PeerInfo& peer,
                                                              size_t max_bytes) = 0;

@@ -1,0 +1,51 @@
+#pragma once
+
+// Splits the decoding sequences over as many groups as the pipeline has stages, so that all stages
+// work at once, and says whose turn it is. A group has one step in the stages and, running ahead of
+// its sampled tokens, one more on the way.
+
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "coordinator/scheduler/sequence.h"
+
+namespace packtrain {
+
+class DecodeGroups {
+ public:
+  explicit DecodeGroups(int num_stages) : groups_(static_cast<size_t>(num_stages)) {}
+
+  void Add(Sequence* sequence);
+  void Remove(Sequence* sequence);
+  std::span<Sequence* const> members(int group) const {
+    return groups_[static_cast<size_t>(group)].members;
+  }
+
+  // The groups to send next, least recently sent first. kIdle: only groups that the pipeline has
+  // nothing of and with a sequence whose token is known; kAhead: also those one step ahead.
+  enum class Turn : uint8_t { kIdle, kAhead };
+  std::vector<int> Ready(Turn turn) const;
+
+  // Whether another chunk of prefill may go between the decode steps: each group sees at most
+  // num_stages of them (the time one chunk needs for the whole pipeline) between two of its own.
+  bool ChunkAllowed() const;
+  void ChunkSent();
+  void StepSent(int group, uint64_t step_id);
+  void StepReturned(int group) { --groups_[static_cast<size_t>(group)].in_flight; }
+
+ private:
+  struct Group {
+    std::vector<Sequence*> members;
+    int in_flight = 0;
+    uint64_t last_step = 0;
+    int chunks_since = 0;  // since its last step
+  };
+  void Rebalance();
+
+  std::vector<Group> groups_;
+};
+
+}  // namespace packtrain

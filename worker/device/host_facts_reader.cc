@@ -1,0 +1,249 @@
+#include "worker/device/host_facts_reader.h"
+
+#include <hwloc.h>
+#include <sys/resource.h>
+
+#include <algorithm>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <memory>
+#include <optional>
+#include <sstream>
+#include <utility>
+
+#include "absl/strings/ascii.h"
+#include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+#include "absl/strings/strip.h"
+
+namespace packtrain {
+namespace {
+
+namespace fs = std::filesystem;
+
+// The whole file without surrounding white space; empty if it cannot be read.
+std::string ReadText(const std::string& path) {
+  std::ifstream in(path, std::ios::binary);
+  std::stringstream text;
+  text << in.rdbuf();
+  return std::string(absl::StripAsciiWhitespace(text.str()));
+}
+
+std::optional<uint64_t> ReadNumber(const std::string& path) {
+  uint64_t value = 0;
+  if (!absl::SimpleAtoi(ReadText(path), &value)) return std::nullopt;
+  return value;
+}
+
+// "always [madvise] never" -> "madvise".
+std::string ChosenOf(const std::string& path) {
+  const std::string text = ReadText(path);
+  const size_t open = text.find('['), close = text.find(']');
+  if (open == std::string::npos || close == std::string::npos || close < open) return "";
+  return text.substr(open + 1, close - open - 1);
+}
+
+// Folders of this process's control groups (version 2, else the named version-1 controller), the
+// innermost first. In a container the outer ones may be invisible.
+std::vector<std::string> CgroupFolders(const std::string& root, absl::string_view controller) {
+  const std::string mount = root + "/sys/fs/cgroup";
+  std::string path, base;
+  for (absl::string_view line : absl::StrSplit(ReadText(root + "/proc/self/cgroup"), '\n')) {
+    const std::vector<absl::string_view> parts = absl::StrSplit(line, absl::MaxSplits(':', 2));
+    if (parts.size() != 3) continue;
+    if (parts[1].empty()) {
+      if (base.empty()) base = mount, path = std::string(parts[2]);
+    } else {
+      for (absl::string_view name : absl::StrSplit(parts[1], ',')) {
+        if (name == controller)
+          base = absl::StrCat(mount, "/", controller), path = std::string(parts[2]);
+      }
+    }
+  }
+  std::vector<std::string> folders;
+  while (path.size() > 1) {
+    folders.push_back(base + path);
+    path.resize(path.rfind('/'));
+  }
+  folders.push_back(base.empty() ? mount : base);
+  return folders;
+}
+
+void ReadCgroupMemory(const std::string& root, MemoryFacts* facts) {
+  for (const std::string& folder : CgroupFolders(root, "memory")) {
+    for (const auto& [limit_file, used_file] :
+         {std::pair("/memory.max", "/memory.current"),
+          std::pair("/memory.limit_in_bytes", "/memory.usage_in_bytes")}) {
+      const std::optional<uint64_t> limit = ReadNumber(folder + limit_file);
+      // Version 1 writes "no limit" as the largest page-aligned number.
+      if (!limit || *limit >= uint64_t{1} << 60 || *limit >= facts->cgroup_bytes) continue;
+      facts->cgroup_bytes = *limit;
+      facts->cgroup_used_bytes = ReadNumber(folder + used_file).value_or(0);
+    }
+  }
+}
+
+// Speed of the memory modules from the firmware's table, which only root may read. Offsets of the
+// SMBIOS "memory device" structure (type 17): size 0x0C, speed 0x15, configured speed 0x20.
+void ReadModules(const std::string& root, MemoryFacts* facts) {
+  std::error_code error;
+  for (const auto& entry : fs::directory_iterator(root + "/sys/firmware/dmi/entries", error)) {
+    if (!absl::StartsWith(entry.path().filename().string(), "17-")) continue;
+    std::ifstream in(entry.path() / "raw", std::ios::binary);
+    std::vector<unsigned char> raw(0x22);
+    if (!in.read(reinterpret_cast<char*>(raw.data()), static_cast<std::streamsize>(raw.size()))) {
+      continue;
+    }
+    const auto word = [&](size_t at) { return raw[at] | raw[at + 1] << 8; };
+    if (word(0x0C) == 0) continue;  // an empty slot
+    ++facts->modules;
+    facts->module_speed_max = std::max(facts->module_speed_max, word(0x15));
+    if (const int speed = word(0x20); speed > 0) {
+      facts->module_speed = facts->module_speed == 0 ? speed : std::min(facts->module_speed, speed);
+    }
+  }
+}
+
+// "16.0 GT/s PCIe" -> 16.
+double ReadLinkSpeed(const std::string& path) {
+  double speed = 0;
+  const std::string text = ReadText(path);
+  const std::pair<std::string, std::string> parts = absl::StrSplit(text, absl::MaxSplits(' ', 1));
+  return absl::SimpleAtod(parts.first, &speed) && speed > 0 && speed < 1000 ? speed : 0;
+}
+
+struct TopologyDeleter {
+  void operator()(hwloc_topology* topology) const { hwloc_topology_destroy(topology); }
+};
+
+int CoresOf(hwloc_topology_t topology, hwloc_const_cpuset_t set) {
+  return hwloc_get_nbobjs_inside_cpuset_by_type(topology, set, HWLOC_OBJ_CORE);
+}
+
+}  // namespace
+
+double ReadCpuLimit(const std::string& root) {
+  double limit = 0;
+  const auto tighten = [&](double quota, double period) {
+    if (quota > 0 && period > 0 && (limit == 0 || quota / period < limit)) limit = quota / period;
+  };
+  for (const std::string& folder : CgroupFolders(root, "cpu")) {
+    const std::vector<std::string> parts = absl::StrSplit(ReadText(folder + "/cpu.max"), ' ');
+    double quota = 0, period = 0;
+    if (parts.size() == 2 && absl::SimpleAtod(parts[0], &quota) &&
+        absl::SimpleAtod(parts[1], &period)) {
+      tighten(quota, period);
+    }
+    tighten(static_cast<double>(ReadNumber(folder + "/cpu.cfs_quota_us").value_or(0)),
+            static_cast<double>(ReadNumber(folder + "/cpu.cfs_period_us").value_or(0)));
+  }
+  return limit;
+}
+
+CpuFacts ReadCpuFacts() {
+  CpuFacts facts;
+  facts.cpu_limit = ReadCpuLimit("");
+  hwloc_topology_t raw = nullptr;
+  if (hwloc_topology_init(&raw) != 0) return facts;
+  const std::unique_ptr<hwloc_topology, TopologyDeleter> topology(raw);
+  if (hwloc_topology_load(raw) != 0) return facts;
+  // The topology holds what the cgroup allows; the affinity of this process may be narrower.
+  hwloc_cpuset_t set = hwloc_bitmap_alloc();
+  if (hwloc_get_cpubind(raw, set, HWLOC_CPUBIND_PROCESS) != 0) {
+    hwloc_bitmap_copy(set, hwloc_topology_get_allowed_cpuset(raw));
+  }
+  const hwloc_obj_t machine = hwloc_get_root_obj(raw);
+  if (const char* model = hwloc_obj_get_info_by_name(machine, "CPUModel"); model != nullptr) {
+    facts.model = model;
+  } else if (const hwloc_obj_t package = hwloc_get_obj_by_type(raw, HWLOC_OBJ_PACKAGE, 0);
+             package != nullptr) {
+    const char* text = hwloc_obj_get_info_by_name(package, "CPUModel");
+    facts.model = text == nullptr ? "" : std::string(absl::StripAsciiWhitespace(text));
+  }
+  facts.threads = hwloc_bitmap_weight(set);
+  facts.cores = std::max(CoresOf(raw, set), 1);
+  for (hwloc_obj_type_t type : {HWLOC_OBJ_L1CACHE, HWLOC_OBJ_L2CACHE, HWLOC_OBJ_L3CACHE}) {
+    hwloc_obj_t cache = nullptr;
+    while ((cache = hwloc_get_next_obj_by_type(raw, type, cache)) != nullptr) {
+      if (!hwloc_bitmap_intersects(cache->cpuset, set)) continue;
+      facts.caches.push_back({.level = static_cast<int>(cache->attr->cache.depth),
+                              .bytes = cache->attr->cache.size,
+                              .cores = CoresOf(raw, cache->cpuset)});
+    }
+  }
+  hwloc_obj_t node = nullptr;
+  while ((node = hwloc_get_next_obj_by_type(raw, HWLOC_OBJ_NUMANODE, node)) != nullptr) {
+    facts.numa.push_back({.node = static_cast<int>(node->os_index),
+                          .cores = CoresOf(raw, node->cpuset),
+                          .memory_bytes = node->attr->numanode.local_memory});
+  }
+  hwloc_bitmap_free(set);
+  return facts;
+}
+
+MemoryFacts ReadMemoryFacts(const std::string& root) {
+  MemoryFacts facts;
+  for (absl::string_view line : absl::StrSplit(ReadText(root + "/proc/meminfo"), '\n')) {
+    const std::pair<absl::string_view, absl::string_view> parts = absl::StrSplit(line, ':');
+    absl::string_view text = absl::StripAsciiWhitespace(parts.second);
+    const bool kib = absl::ConsumeSuffix(&text, " kB");
+    uint64_t value = 0;
+    if (!absl::SimpleAtoi(absl::StripAsciiWhitespace(text), &value)) continue;
+    value *= kib ? 1024 : 1;
+    if (parts.first == "MemTotal") facts.total_bytes = value;
+    if (parts.first == "MemAvailable") facts.available_bytes = value;
+    if (parts.first == "HugePages_Total") facts.huge_pages = value;
+    if (parts.first == "HugePages_Free") facts.huge_pages_free = value;
+    if (parts.first == "Hugepagesize") facts.huge_page_bytes = value;
+  }
+  ReadCgroupMemory(root, &facts);
+  rlimit limit{};
+  if (getrlimit(RLIMIT_MEMLOCK, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY) {
+    facts.locked_bytes = limit.rlim_cur;
+  }
+  const std::string thp = root + "/sys/kernel/mm/transparent_hugepage/";
+  facts.private_huge_pages = ChosenOf(thp + "enabled");
+  facts.shared_huge_pages = ChosenOf(thp + "shmem_enabled");
+  std::error_code error;
+  const fs::space_info space = fs::space(root + "/dev/shm", error);
+  if (!error) facts.shared_memory_bytes = space.capacity;
+  ReadModules(root, &facts);
+  return facts;
+}
+
+std::vector<GpuFacts> ReadPciGpus(const std::string& root) {
+  std::vector<GpuFacts> gpus;
+  std::error_code error;
+  for (const auto& entry : fs::directory_iterator(root + "/sys/bus/pci/devices", error)) {
+    const std::string folder = entry.path().string() + "/";
+    // A display (0x0300) or 3D (0x0302) controller of NVIDIA's.
+    const std::string kind = ReadText(folder + "class");
+    if (ReadText(folder + "vendor") != "0x10de" ||
+        !(absl::StartsWith(kind, "0x0300") || absl::StartsWith(kind, "0x0302"))) {
+      continue;
+    }
+    GpuFacts gpu;
+    gpu.index = -1;
+    gpu.pci = entry.path().filename().string();
+    gpu.link_gt_per_s = ReadLinkSpeed(folder + "current_link_speed");
+    gpu.link_gt_per_s_max = ReadLinkSpeed(folder + "max_link_speed");
+    const auto lanes = [&](const char* file) {
+      const uint64_t width = ReadNumber(folder + file).value_or(0);
+      return width <= 32 ? static_cast<int>(width) : 0;
+    };
+    gpu.link_lanes = lanes("current_link_width");
+    gpu.link_lanes_max = lanes("max_link_width");
+    gpu.numa_node = static_cast<int>(
+        std::min<uint64_t>(ReadNumber(folder + "numa_node").value_or(kUnlimited), 4096));
+    if (gpu.numa_node == 4096) gpu.numa_node = -1;
+    gpus.push_back(std::move(gpu));
+  }
+  std::sort(gpus.begin(), gpus.end(),
+            [](const GpuFacts& a, const GpuFacts& b) { return a.pci < b.pci; });
+  return gpus;
+}
+
+}  // namespace packtrain
