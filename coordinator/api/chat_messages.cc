@@ -79,11 +79,13 @@ absl::StatusOr<json> ParseMessage(const json& item, const std::string& prefix) {
   } else if (!content->is_string()) {
     return fields.Wrong("content", "a string or an array of text parts");
   }
-  for (const char* name : {"reasoning", "reasoning_content"}) {
-    std::string reasoning;
-    RETURN_IF_ERROR(fields.Read(name, &reasoning));
-    message.erase(name);
-    if (fields.Find(name) != nullptr) message["reasoning_content"] = reasoning;
+  std::string reasoning;
+  RETURN_IF_ERROR(fields.Read("reasoning", &reasoning));
+  RETURN_IF_ERROR(fields.Read("reasoning_content", &reasoning));
+  message.erase("reasoning");
+  message.erase("reasoning_content");  // null would count as defined
+  if (fields.Find("reasoning") != nullptr || fields.Find("reasoning_content") != nullptr) {
+    message["reasoning_content"] = reasoning;
   }
   if (fields.Find("tool_calls") != nullptr) {
     RETURN_IF_ERROR(ParseToolCalls(fields, &message["tool_calls"]));

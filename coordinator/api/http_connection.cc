@@ -1,7 +1,7 @@
 #include "coordinator/api/http_connection.h"
 
 #include <algorithm>
-#include <boost/asio/write.hpp>
+#include <boost/asio/buffer.hpp>
 #include <boost/beast/http/error.hpp>
 #include <boost/beast/http/status.hpp>
 #include <utility>
@@ -21,8 +21,6 @@ using boost::system::error_code;
 constexpr std::chrono::seconds kLingerTime(2);
 constexpr size_t kLingerBytesMax = 4 << 20;
 constexpr size_t kReadAheadBytesMax = 64 << 10;  // pipelined input while a reply is in progress
-constexpr size_t kReadBytes = 4 << 10;
-constexpr size_t kReadBodyBytes = 64 << 10;
 
 std::string Head(int status, std::string_view content_type, bool keep_alive) {
   const auto reason = http::obsolete_reason(static_cast<http::status>(status));
@@ -44,7 +42,7 @@ HttpConnection::HttpConnection(boost::asio::ip::tcp::socket socket, HttpConnecti
       owner_(owner),
       options_(*owner->options),
       state_since_(Clock::now()),
-      in_(options_.header_bytes_max + kReadAheadBytesMax + 2 * kReadBodyBytes) {}
+      in_(options_.header_bytes_max + kReadAheadBytesMax + 2 * arriving_.size()) {}
 
 void HttpConnection::Start() {
   error_code ignored;
@@ -77,9 +75,8 @@ void HttpConnection::Read() {
   if (reading_ || state_ == State::kClosed) return;
   if (state_ != State::kReading && in_.size() >= kReadAheadBytesMax) return;
   reading_ = true;
-  const bool in_body = parser_.has_value() && parser_->is_header_done();
   socket_.async_read_some(
-      in_.prepare(in_body ? kReadBodyBytes : kReadBytes),
+      boost::asio::buffer(arriving_),
       [self = shared_from_this()](error_code error, size_t bytes) { self->OnRead(error, bytes); });
 }
 
@@ -87,12 +84,11 @@ void HttpConnection::OnRead(error_code error, size_t bytes) {
   reading_ = false;
   if (state_ == State::kClosed) return;
   if (error) return Close();
-  in_.commit(bytes);
   if (state_ == State::kLingering) {
     lingered_bytes_ += bytes;
-    in_.consume(in_.size());
-    if (lingered_bytes_ > kLingerBytesMax) return Close();
+    return lingered_bytes_ > kLingerBytesMax ? Close() : Read();
   }
+  in_.commit(boost::asio::buffer_copy(in_.prepare(bytes), boost::asio::buffer(arriving_, bytes)));
   if (state_ == State::kReading) return Parse();
   Read();
 }
@@ -257,7 +253,8 @@ void HttpConnection::OnWritten(error_code error, size_t bytes) {
     writing_.swap(out_);
     return WriteSome();
   }
-  if (state_ == State::kFlushing) OnFlushed();
+  if (state_ == State::kFlushing) return OnFlushed();
+  ArmTimer();  // the next ping
 }
 
 void HttpConnection::OnFlushed() {

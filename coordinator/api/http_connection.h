@@ -2,6 +2,7 @@
 
 // One client's connection; lives on the I/O thread. Private to http_server.cc and its own file.
 
+#include <array>
 #include <boost/asio/ip/tcp.hpp>
 #include <boost/asio/steady_timer.hpp>
 #include <boost/beast/core/flat_buffer.hpp>
@@ -68,7 +69,8 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
   Clock::time_point state_since_;
   Clock::time_point armed_for_ = Clock::time_point::max();
 
-  boost::beast::flat_buffer in_;
+  std::array<char, 8192> arriving_;  // where the read under way puts its bytes
+  boost::beast::flat_buffer in_;     // arrived and not yet parsed
   std::optional<Parser> parser_;
   size_t body_bytes_ = 0;  // our part of owner_->body_bytes
   bool reading_ = false;
