@@ -10,6 +10,7 @@
 
 #include "tests/support/model_golden.h"
 #include "tests/support/model_runner.h"
+#include "worker/ops/sampler.h"
 
 namespace packtrain {
 namespace {
@@ -26,17 +27,24 @@ struct Case {
 
 void PrintTo(const Case& c, std::ostream* out) { *out << c.name; }
 
-// The models in the tree, or all of PACKTRAIN_GOLDEN_DIR (NAME.gguf, golden/NAME/).
+// The models of the tree: quantised ones as files, F32 ones made by the build. With
+// PACKTRAIN_GOLDEN_DIR: all of that folder (NAME.gguf, golden/NAME/) instead.
 std::vector<Case> Cases() {
-  const char* from = std::getenv("PACKTRAIN_GOLDEN_DIR");
-  const std::string root = from != nullptr ? from : PACKTRAIN_SOURCE_DIR "/tests/golden/models";
+  std::string goldens = PACKTRAIN_SOURCE_DIR "/tests/golden/models";
+  std::vector<std::string> folders = {goldens, PACKTRAIN_BINARY_DIR "/golden_models"};
+  if (const char* from = std::getenv("PACKTRAIN_GOLDEN_DIR"); from != nullptr) {
+    goldens = from;
+    folders = {goldens};
+  }
   std::vector<Case> cases;
-  for (const auto& entry : std::filesystem::directory_iterator(root)) {
-    if (entry.path().extension() != ".gguf") continue;
-    const std::string name = entry.path().stem().string();
-    const bool f32 = name.find("f32") != std::string::npos;
-    cases.push_back(
-        {name, entry.path().string(), root + "/golden/" + name, f32 ? "f32" : "deq-f32"});
+  for (const std::string& folder : folders) {
+    for (const auto& entry : std::filesystem::directory_iterator(folder)) {
+      if (entry.path().extension() != ".gguf") continue;
+      const std::string name = entry.path().stem().string();
+      const bool f32 = name.find("f32") != std::string::npos;
+      cases.push_back({name, entry.path().string(), goldens + "/golden/" + name,
+                       f32 ? "f32" : "deq-f32"});
+    }
   }
   std::sort(cases.begin(), cases.end(),
             [](const Case& a, const Case& b) { return a.name < b.name; });
@@ -46,7 +54,7 @@ std::vector<Case> Cases() {
 class ModelsTest : public testing::TestWithParam<Case> {
  protected:
   ModelsTest()
-      : model_(GetParam().model),
+      : model_(GetParam().model, TestWeights::kDequantised),
         golden_(ReadModelGolden(GetParam().directory, GetParam().configuration)),
         vocab_(static_cast<size_t>(model_.config.vocab_size)) {}
 
@@ -60,7 +68,8 @@ class ModelsTest : public testing::TestWithParam<Case> {
 };
 
 TEST_P(ModelsTest, LogitsOfEveryPositionAreThePeers) {
-  ModelRunner runner(model_, {});
+  const TestModel stored(GetParam().model);
+  ModelRunner runner(stored, {});
   float worst = 0;
   for (size_t p = 0; p < golden_.prompts.size(); ++p) {
     const GoldenPrompt& prompt = golden_.prompts[p];
@@ -98,6 +107,58 @@ TEST_P(ModelsTest, GreedyTextIsThePeers) {
       const SlotRows next = {.start = static_cast<int>(prompt.ids.size() + i),
                              .tokens = {prompt.greedy_ids[i]}};
       last = runner.Step({&next, 1});
+    }
+  }
+}
+
+TEST_P(ModelsTest, LogprobsOfALongerTextAreThePeers) {
+  ModelRunner runner(model_, {});
+  const std::vector<float> logits = runner.Prefill(golden_.text_ids, 0, 512);
+  for (size_t i = 0; i + 1 < golden_.text_ids.size(); ++i) {
+    EXPECT_NEAR(Sampler::Logprob(Row(logits, i), golden_.text_ids[i + 1]),
+                golden_.text_logprobs.values[i], kTolerance)
+        << "position " << i;
+  }
+}
+
+TEST_P(ModelsTest, DequantisedWeightsGiveTheSameBits) {
+  const TestModel stored(GetParam().model);
+  ModelRunner quantised(stored, {}), plain(model_, {});
+  const std::vector<TokenId>& ids = golden_.prompts[2].ids;
+  EXPECT_EQ(quantised.Prefill(ids, 0, 512), plain.Prefill(ids, 0, 512));
+}
+
+TEST_P(ModelsTest, DraftsAreThePeers) {
+  if (!golden_.has_mtp) GTEST_SKIP() << "the model has no MTP block";
+  const auto dim = static_cast<size_t>(model_.config.hidden_dim);
+  ModelRunner trunk(model_, {});
+  MtpRunner mtp(model_, {});
+  for (size_t p = 0; p < golden_.prompts.size(); ++p) {
+    const GoldenPrompt& prompt = golden_.prompts[p];
+    trunk.Prefill(prompt.ids, 0, 512);
+    std::vector<float> hidden(dim, 0.0F);  // of the position before the first
+    hidden.insert(hidden.end(), trunk.final_hidden().begin(), trunk.final_hidden().end());
+    const std::vector<float> last(hidden.end() - static_cast<std::ptrdiff_t>(dim), hidden.end());
+    hidden.resize(prompt.ids.size() * dim);
+    std::span<const float> logits = mtp.Step(0, prompt.ids, hidden);
+    for (size_t i = 0; i < prompt.ids.size(); ++i) {
+      for (size_t k = 0; k < 5; ++k) {
+        EXPECT_NEAR(logits[i * vocab_ + golden_.mtp_top_ids.row(prompt.row_offset + i)[k]],
+                    golden_.mtp_top_logits.row(prompt.row_offset + i)[k], kTolerance)
+            << prompt.name << " position " << i;
+      }
+    }
+    hidden = last;
+    for (size_t step = 0; step < golden_.drafts[p].size(); ++step) {
+      const GoldenDraft& draft = golden_.drafts[p][step];
+      logits = mtp.Step(static_cast<int>(prompt.ids.size() + step), {&draft.input, 1}, hidden);
+      if (draft.margin > kTolerance) {
+        EXPECT_EQ(ArgMax(logits), draft.draft) << prompt.name << " draft " << step;
+      }
+      for (size_t id = 0; step == 0 && id < vocab_; ++id) {
+        ASSERT_NEAR(logits[id], golden_.mtp_logits.row(p)[id], kTolerance) << prompt.name;
+      }
+      hidden.assign(mtp.final_hidden().begin(), mtp.final_hidden().end());
     }
   }
 }

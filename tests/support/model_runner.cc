@@ -3,6 +3,9 @@
 #include <algorithm>
 
 #include "common/base/check.h"
+#include "common/quant/codec.h"
+#include "tests/support/gguf_writer.h"
+#include "tests/support/test_files.h"
 #include "worker/graph/layer_weights.h"
 
 namespace packtrain {
@@ -14,13 +17,31 @@ T OrDie(absl::StatusOr<T> value) {
   return std::move(value).value();
 }
 
+// A file with the tensors of `file` in F32, without metadata.
+std::string Dequantise(const GgufFile& file) {
+  GgufWriter writer;
+  std::vector<float> values;
+  for (const GgufTensor& tensor : file.tensors()) {
+    values.resize(tensor.elements());
+    Decode(tensor.type, file.Data(tensor).data(), values.size(), values.data());
+    writer.AddF32Tensor(tensor.name, tensor.dims, values);
+  }
+  return writer.Finish();
+}
+
 }  // namespace
 
-TestModel::TestModel(const std::string& path)
-    : file(OrDie(GgufFile::Open(path))),
-      config(OrDie(ReadModelConfig(*file))),
-      tensors(std::make_unique<ModelTensors>(OrDie(ModelTensors::Resolve(config, *file)))),
-      weights(std::make_unique<MappedWeights>(*file)) {}
+TestModel::TestModel(const std::string& path, TestWeights how)
+    : file(OrDie(GgufFile::Open(path))), config(OrDie(ReadModelConfig(*file))) {
+  const GgufFile* source = file.get();
+  if (how == TestWeights::kDequantised) {
+    dequantised_bytes_ = Dequantise(*file);
+    dequantised_ = OrDie(GgufFile::Parse(AsBytes(dequantised_bytes_), path));
+    source = dequantised_.get();
+  }
+  tensors = std::make_unique<ModelTensors>(OrDie(ModelTensors::Resolve(config, *source)));
+  weights = std::make_unique<MappedWeights>(*source);
+}
 
 // An experts worker without a wire: what is posted is computed when it is awaited.
 class ModelRunner::Experts : public ExpertsClient {
@@ -47,18 +68,17 @@ class ModelRunner::Experts : public ExpertsClient {
   ExpertsRequest request_;
 };
 
-ModelRunner::ModelRunner(const TestModel& model, const ModelRunnerOptions& options)
-    : model_(model) {
+ModelRunner::ModelRunner(const TestModel& model, const ModelRunnerOptions& options) {
   const CpuKernels* kernels = OrDie(SelectCpuKernels(options.isa));
   if (options.remote_experts) {
     experts_ = std::make_unique<Experts>(model, kernels, options.threads);
   }
   const int pages = (options.context + kPagePositions - 1) / kPagePositions;
-  num_pages_ = pages * options.num_slots;
+  const int num_pages = pages * options.num_slots;
   pages_.resize(static_cast<size_t>(options.num_slots));
   // Interleaved and backwards, so that no position lies where a contiguous cache would have it.
-  for (int i = 0; i < num_pages_; ++i) {
-    pages_[static_cast<size_t>(i % options.num_slots)].push_back(num_pages_ - 1 - i);
+  for (int i = 0; i < num_pages; ++i) {
+    pages_[static_cast<size_t>(i % options.num_slots)].push_back(num_pages - 1 - i);
   }
   std::vector<int> cuts = options.cuts;
   cuts.insert(cuts.begin(), 0);
@@ -70,7 +90,7 @@ ModelRunner::ModelRunner(const TestModel& model, const ModelRunnerOptions& optio
     spec.embeds = i == 0;
     spec.has_head = i + 2 == cuts.size();
     spec.kv_cache = options.kv_cache;
-    spec.num_pages = num_pages_;
+    spec.num_pages = num_pages;
     spec.num_slots = options.num_slots;
     spec.num_snapshots = options.num_snapshots;
     spec.max_tokens = options.context;
@@ -101,13 +121,17 @@ std::span<const float> ModelRunner::Step(std::span<const SlotRows> rows) {
     ubatch.rows += sequence.rows;
   }
   ubatch.sequences = sequences;
+  Run(ubatch);
+  return logits();
+}
+
+void ModelRunner::Run(const Ubatch& ubatch) {
   const Bundle none;
   for (size_t i = 0; i < stages_.size(); ++i) {
     const absl::Status status =
         stages_[i]->Run(ubatch, i == 0 ? none : bundles_[i - 1], &bundles_[i]);
     CHECK_MSG(status.ok(), status.ToString());
   }
-  return stages_.back()->logits();
 }
 
 std::vector<float> ModelRunner::Prefill(std::span<const TokenId> tokens, int start, int chunk,
@@ -123,6 +147,34 @@ std::vector<float> ModelRunner::Prefill(std::span<const TokenId> tokens, int sta
     logits.insert(logits.end(), out.begin(), out.end());
   }
   return logits;
+}
+
+MtpRunner::MtpRunner(const TestModel& model, const ModelRunnerOptions& options) {
+  const int pages = (options.context + kPagePositions - 1) / kPagePositions;
+  for (int i = pages; i-- > 0;) pages_.push_back(i);
+  block_ = OrDie(MtpBlock::Create(model.config, *model.tensors, *model.weights,
+                                  {.kv_cache = options.kv_cache,
+                                   .num_pages = pages,
+                                   .num_slots = 1,
+                                   .max_tokens = options.context,
+                                   .threads = options.threads,
+                                   .kernels = OrDie(SelectCpuKernels(options.isa))}));
+}
+
+std::span<const float> MtpRunner::Step(int start, std::span<const TokenId> tokens,
+                                       std::span<const float> hidden) {
+  UbatchSequence sequence;
+  sequence.start = start;
+  sequence.rows = static_cast<int32_t>(tokens.size());
+  sequence.tokens = tokens;
+  sequence.pages = pages_;
+  sequence.logits_all = true;
+  Ubatch ubatch;
+  ubatch.sequences = {&sequence, 1};
+  ubatch.rows = sequence.rows;
+  const absl::Status status = block_->Run(ubatch, hidden);
+  CHECK_MSG(status.ok(), status.ToString());
+  return block_->logits();
 }
 
 TokenId ArgMax(std::span<const float> logits) {

@@ -12,17 +12,27 @@
 #include "common/model/weight_source.h"
 #include "common/weights/gguf.h"
 #include "worker/graph/cpu_stage.h"
+#include "worker/graph/mtp_block.h"
 
 namespace packtrain {
 
+enum class TestWeights {
+  kAsStored,
+  kDequantised,  // to F32: the scalar kernels give the same bits, several times faster
+};
+
 struct TestModel {
   // CHECKs that the file is one that can be run.
-  explicit TestModel(const std::string& path);
+  explicit TestModel(const std::string& path, TestWeights weights = TestWeights::kAsStored);
 
   std::unique_ptr<GgufFile> file;
   ModelConfig config;
   std::unique_ptr<ModelTensors> tensors;
   std::unique_ptr<MappedWeights> weights;
+
+ private:
+  std::string dequantised_bytes_;
+  std::unique_ptr<GgufFile> dequantised_;
 };
 
 struct ModelRunnerOptions {
@@ -59,17 +69,31 @@ class ModelRunner {
   // Hidden states of the last step behind the output norm, [rows, hidden_dim].
   std::span<const float> final_hidden() const { return stages_.back()->final_hidden(); }
 
+  // One ubatch as it is; CHECKs that it is accepted.
+  void Run(const Ubatch& ubatch);
   std::span<const int32_t> pages(int slot) const { return pages_[static_cast<size_t>(slot)]; }
-  int num_pages() const { return num_pages_; }
+  std::span<const float> logits() const { return stages_.back()->logits(); }
 
  private:
   class Experts;
-  const TestModel& model_;
-  int num_pages_ = 0;
   std::vector<std::vector<int32_t>> pages_;
   std::unique_ptr<Experts> experts_;
   std::vector<std::unique_ptr<CpuStage>> stages_;
   std::vector<Bundle> bundles_;
+};
+
+// A model's MTP block with a cache for one sequence.
+class MtpRunner {
+ public:
+  explicit MtpRunner(const TestModel& model, const ModelRunnerOptions& options);
+  // tokens at start .. with the hidden states they go with; logits of all rows.
+  std::span<const float> Step(int start, std::span<const TokenId> tokens,
+                              std::span<const float> hidden);
+  std::span<const float> final_hidden() const { return block_->final_hidden(); }
+
+ private:
+  std::vector<int32_t> pages_;
+  std::unique_ptr<MtpBlock> block_;
 };
 
 TokenId ArgMax(std::span<const float> logits);  // ties to the lower id

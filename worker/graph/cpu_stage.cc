@@ -1,56 +1,16 @@
 #include "worker/graph/cpu_stage.h"
 
-#include <algorithm>
+#include <cstring>
 
 #include "absl/strings/str_format.h"
-#include "common/base/check.h"
 #include "common/base/status_macros.h"
-#include "common/quant/codec.h"
-#include "worker/ops/vector_math.h"
+#include "worker/graph/ubatch_check.h"
 
 namespace packtrain {
 namespace {
 
 constexpr std::string_view kHidden = "hidden";
 constexpr std::string_view kSelection = "selection";
-
-absl::Status CheckSequence(const UbatchSequence& sequence, const StageSpec& spec,
-                           const ModelConfig& config) {
-  const auto error = [&](std::string_view what, int64_t value, int64_t limit) {
-    return absl::InvalidArgumentError(
-        absl::StrFormat("slot %d: %s %d, allowed 0 to %d", sequence.slot, what, value, limit));
-  };
-  if (sequence.slot < 0 || sequence.slot >= spec.num_slots) {
-    return error("slot", sequence.slot, spec.num_slots - 1);
-  }
-  if (sequence.start < 0 || sequence.rows < 1 ||
-      sequence.start > config.context_length - sequence.rows) {
-    return error("end position", int64_t{sequence.start} + sequence.rows, config.context_length);
-  }
-  if (sequence.tokens.size() != static_cast<size_t>(sequence.rows)) {
-    return error("number of token ids", static_cast<int64_t>(sequence.tokens.size()),
-                 sequence.rows);
-  }
-  for (TokenId token : sequence.tokens) {
-    if (token < 0 || token >= config.vocab_size) {
-      return error("token id", token, config.vocab_size - 1);
-    }
-  }
-  const auto pages = static_cast<size_t>((sequence.start + sequence.rows - 1) / kPagePositions + 1);
-  if (sequence.pages.size() < pages) {
-    return error("position without a page", sequence.start + sequence.rows - 1,
-                 static_cast<int64_t>(sequence.pages.size()) * kPagePositions - 1);
-  }
-  for (size_t i = 0; i < pages; ++i) {
-    if (sequence.pages[i] < 0 || sequence.pages[i] >= spec.num_pages) {
-      return error("page", sequence.pages[i], spec.num_pages - 1);
-    }
-  }
-  for (int32_t snapshot : {sequence.restore_snapshot, sequence.save_snapshot}) {
-    if (snapshot >= spec.num_snapshots) return error("snapshot", snapshot, spec.num_snapshots - 1);
-  }
-  return absl::OkStatus();
-}
 
 absl::Status CheckTensor(const Bundle& bundle, std::string_view name, ElementType type,
                          int64_t rows, int64_t cols) {
@@ -114,9 +74,9 @@ absl::Status CpuStage::Bind(const ModelTensors& tensors, const WeightSource& sou
   run_.local_experts = experts_.get();
   if (spec_.embeds) embedding_ = binder.Matrix(TensorRole::kTokenEmbd, -1);
   if (spec_.has_head) {
-    output_norm_ = binder.Vector(TensorRole::kOutputNorm, -1);
-    head_ = binder.Matrix(TensorRole::kOutput, -1);
-    if (head_.empty()) head_ = binder.Matrix(TensorRole::kTokenEmbd, -1);
+    MatrixView output = binder.Matrix(TensorRole::kOutput, -1);
+    if (output.empty()) output = binder.Matrix(TensorRole::kTokenEmbd, -1);
+    head_ = Head(binder.Vector(TensorRole::kOutputNorm, -1), output);
   }
   weight_bytes_ = binder.bytes();
   return binder.status();
@@ -129,29 +89,16 @@ bool CpuStage::SelectionCrosses(int layer) const {
 }
 
 absl::Status CpuStage::Check(const Ubatch& ubatch, const Bundle& in) const {
-  int64_t rows = 0;
-  for (const UbatchSequence& sequence : ubatch.sequences) {
-    RETURN_IF_ERROR(CheckSequence(sequence, spec_, config_));
-    rows += sequence.rows;
-  }
-  if (rows != ubatch.rows || rows > spec_.max_tokens) {
-    return absl::InvalidArgumentError(
-        absl::StrFormat("a ubatch of %d rows says it has %d, at most %d are allowed", rows,
-                        ubatch.rows, spec_.max_tokens));
-  }
-  for (const PageCopy& copy : ubatch.page_copies) {
-    for (int32_t page : {copy.from, copy.to}) {
-      if (page < 0 || page >= spec_.num_pages) {
-        return absl::InvalidArgumentError(
-            absl::StrFormat("page copy: page %d, allowed 0 to %d", page, spec_.num_pages - 1));
-      }
-    }
-  }
+  RETURN_IF_ERROR(CheckUbatch(ubatch,
+                              {.num_slots = spec_.num_slots,
+                               .num_pages = spec_.num_pages,
+                               .num_snapshots = spec_.num_snapshots,
+                               .max_tokens = spec_.max_tokens},
+                              config_));
   if (spec_.embeds) return absl::OkStatus();
-  RETURN_IF_ERROR(CheckTensor(in, kHidden, ElementType::kF32, rows, config_.hidden_dim));
+  RETURN_IF_ERROR(CheckTensor(in, kHidden, ElementType::kF32, ubatch.rows, config_.hidden_dim));
   if (!SelectionCrosses(spec_.first_layer)) return absl::OkStatus();
-  RETURN_IF_ERROR(CheckTensor(in, kSelection, ElementType::kI32, rows, config_.indexer.top_k));
-  return absl::OkStatus();
+  return CheckTensor(in, kSelection, ElementType::kI32, ubatch.rows, config_.indexer.top_k);
 }
 
 void CpuStage::PrepareState(const Ubatch& ubatch) {
@@ -160,17 +107,6 @@ void CpuStage::PrepareState(const Ubatch& ubatch) {
   for (const UbatchSequence& sequence : ubatch.sequences) {
     if (sequence.reset) state_.Reset(sequence.slot);
     if (sequence.restore_snapshot >= 0) state_.Restore(sequence.restore_snapshot, sequence.slot);
-  }
-}
-
-void CpuStage::Embed(float* hidden) const {
-  const auto dim = static_cast<size_t>(config_.hidden_dim);
-  for (size_t row = 0; row < run_.rows(); ++row) {
-    const UbatchSequence& sequence = *run_.sequence_of[row];
-    const TokenId token =
-        sequence.tokens[static_cast<size_t>(run_.positions[row] - sequence.start)];
-    Decode(embedding_.type, embedding_.Rows(static_cast<size_t>(token), 1).data, dim,
-           hidden + row * dim);
   }
 }
 
@@ -221,36 +157,13 @@ void CpuStage::WriteBundle(const Ubatch& ubatch, const float* hidden, Bundle* ou
   }
 }
 
-void CpuStage::RunHead(const Ubatch& ubatch, const float* hidden) {
-  const auto dim = static_cast<size_t>(config_.hidden_dim);
-  final_hidden_.resize(run_.rows() * dim);
-  run_.ForRows([&](size_t row, int) {
-    RmsNorm(hidden + row * dim, output_norm_.data(), config_.rms_eps, dim,
-            final_hidden_.data() + row * dim);
-  });
-  logit_rows_.clear();
-  size_t row = 0, asked = 0;
-  for (const UbatchSequence& sequence : ubatch.sequences) {
-    for (int32_t i = 0; i < sequence.rows; ++i, ++row) {
-      if (!sequence.logits_all && !(sequence.logits_last && i == sequence.rows - 1)) continue;
-      const auto from = final_hidden_.begin() + static_cast<std::ptrdiff_t>(row * dim);
-      logit_rows_.insert(logit_rows_.end(), from, from + static_cast<std::ptrdiff_t>(dim));
-      ++asked;
-    }
-  }
-  num_logits_ = asked * head_.rows;
-  if (logits_.size() < num_logits_) logits_.resize(num_logits_);
-  run_.x.Reset(logit_rows_.data(), asked, dim);
-  Linear(run_.op, head_, &run_.x, logits_.data());
-}
-
 absl::Status CpuStage::Run(const Ubatch& ubatch, const Bundle& in, Bundle* out) {
   RETURN_IF_ERROR(Check(ubatch, in));
   PrepareState(ubatch);
   run_.SetBatch(ubatch);
   float* hidden = hidden_.Get(run_.rows() * static_cast<size_t>(config_.hidden_dim));
   if (spec_.embeds) {
-    Embed(hidden);
+    Embed(run_, embedding_, hidden);
   } else {
     ReadBundle(in, hidden);
   }
@@ -261,7 +174,7 @@ absl::Status CpuStage::Run(const Ubatch& ubatch, const Bundle& in, Bundle* out) 
     }
   }
   if (spec_.has_head) {
-    RunHead(ubatch, hidden);
+    head_.Run(&run_, hidden);
   } else {
     WriteBundle(ubatch, hidden, out);
   }
@@ -272,7 +185,7 @@ StageMemory CpuStage::memory() const {
   return {.weights = weight_bytes_,
           .kv = cache_.bytes(),
           .recurrent = state_.bytes(),
-          .buffers = hidden_.bytes() + logits_.size() * sizeof(float)};
+          .buffers = hidden_.bytes() + head_.bytes()};
 }
 
 }  // namespace packtrain

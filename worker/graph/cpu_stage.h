@@ -10,6 +10,7 @@
 #include "common/model/weight_source.h"
 #include "worker/engine/stage.h"
 #include "worker/graph/context.h"
+#include "worker/graph/head.h"
 #include "worker/graph/layers.h"
 
 namespace packtrain {
@@ -32,22 +33,20 @@ class CpuStage : public Stage {
                                                           const CpuStageOptions& options);
 
   absl::Status Run(const Ubatch& ubatch, const Bundle& in, Bundle* out) override;
-  std::span<const float> logits() const override { return {logits_.data(), num_logits_}; }
+  std::span<const float> logits() const override { return head_.logits(); }
   StageMemory memory() const override;
 
   // After Run on a stage with the head: f32 [rows, hidden_dim], the hidden state of every row
   // behind the output norm: what an MTP block continues from. Valid until the next Run.
-  std::span<const float> final_hidden() const { return final_hidden_; }
+  std::span<const float> final_hidden() const { return head_.final_hidden(); }
 
  private:
   CpuStage(const ModelConfig& config, const StageSpec& spec, const CpuStageOptions& options);
   absl::Status Bind(const ModelTensors& tensors, const WeightSource& source);
   absl::Status Check(const Ubatch& ubatch, const Bundle& in) const;
   void PrepareState(const Ubatch& ubatch);
-  void Embed(float* hidden) const;
   void ReadBundle(const Bundle& in, float* hidden);
   void WriteBundle(const Ubatch& ubatch, const float* hidden, Bundle* out);
-  void RunHead(const Ubatch& ubatch, const float* hidden);
   bool SelectionCrosses(int layer) const;
 
   const ModelConfig& config_;
@@ -58,13 +57,11 @@ class CpuStage : public Stage {
   RunContext run_;
   std::vector<DecoderLayer> layers_;
   std::unique_ptr<LocalExperts> experts_;
-  MatrixView embedding_, head_;
-  std::vector<float> output_norm_;
+  MatrixView embedding_;
+  Head head_;
   uint64_t weight_bytes_ = 0;
 
   Buffer hidden_;
-  std::vector<float> final_hidden_, logit_rows_, logits_;
-  size_t num_logits_ = 0;
 };
 
 }  // namespace packtrain

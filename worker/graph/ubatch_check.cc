@@ -1,0 +1,72 @@
+#include "worker/graph/ubatch_check.h"
+
+#include "absl/strings/str_format.h"
+#include "common/base/status_macros.h"
+
+namespace packtrain {
+namespace {
+
+absl::Status CheckSequence(const UbatchSequence& sequence, const UbatchLimits& limits,
+                           const ModelConfig& config) {
+  const auto error = [&](std::string_view what, int64_t value, int64_t limit) {
+    return absl::InvalidArgumentError(
+        absl::StrFormat("slot %d: %s %d, allowed 0 to %d", sequence.slot, what, value, limit));
+  };
+  if (sequence.slot < 0 || sequence.slot >= limits.num_slots) {
+    return error("slot", sequence.slot, limits.num_slots - 1);
+  }
+  if (sequence.start < 0 || sequence.rows < 1 ||
+      sequence.start > config.context_length - sequence.rows) {
+    return error("end position", int64_t{sequence.start} + sequence.rows, config.context_length);
+  }
+  if (sequence.tokens.size() != static_cast<size_t>(sequence.rows)) {
+    return error("number of token ids", static_cast<int64_t>(sequence.tokens.size()),
+                 sequence.rows);
+  }
+  for (TokenId token : sequence.tokens) {
+    if (token < 0 || token >= config.vocab_size) {
+      return error("token id", token, config.vocab_size - 1);
+    }
+  }
+  const auto pages = static_cast<size_t>((sequence.start + sequence.rows - 1) / kPagePositions + 1);
+  if (sequence.pages.size() < pages) {
+    return error("position without a page", sequence.start + sequence.rows - 1,
+                 static_cast<int64_t>(sequence.pages.size()) * kPagePositions - 1);
+  }
+  for (size_t i = 0; i < pages; ++i) {
+    if (sequence.pages[i] < 0 || sequence.pages[i] >= limits.num_pages) {
+      return error("page", sequence.pages[i], limits.num_pages - 1);
+    }
+  }
+  for (int32_t snapshot : {sequence.restore_snapshot, sequence.save_snapshot}) {
+    if (snapshot >= limits.num_snapshots) return error("snapshot", snapshot, limits.num_snapshots - 1);
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::Status CheckUbatch(const Ubatch& ubatch, const UbatchLimits& limits,
+                         const ModelConfig& config) {
+  int64_t rows = 0;
+  for (const UbatchSequence& sequence : ubatch.sequences) {
+    RETURN_IF_ERROR(CheckSequence(sequence, limits, config));
+    rows += sequence.rows;
+  }
+  if (rows != ubatch.rows || rows > limits.max_tokens) {
+    return absl::InvalidArgumentError(
+        absl::StrFormat("a ubatch of %d rows says it has %d, at most %d are allowed", rows,
+                        ubatch.rows, limits.max_tokens));
+  }
+  for (const PageCopy& copy : ubatch.page_copies) {
+    for (int32_t page : {copy.from, copy.to}) {
+      if (page < 0 || page >= limits.num_pages) {
+        return absl::InvalidArgumentError(
+            absl::StrFormat("page copy: page %d, allowed 0 to %d", page, limits.num_pages - 1));
+      }
+    }
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace packtrain
