@@ -15,16 +15,11 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "common/model/kv_layout.h"
 #include "common/model/step.h"
 #include "worker/engine/bundle.h"
 
 namespace packtrain {
-
-class GgufFile;
-class ExpertsClient;
-class WeightStore;
-
-enum class KvCacheType : uint8_t { kF32, kF16, kQ8_0, kQ4_1 };
 
 // What to carry. Layer ranges are half-open.
 struct StageSpec {
