@@ -5,6 +5,7 @@
 #include <string_view>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 #include "common/base/status_macros.h"
 #include "common/model/arch/description.h"
@@ -21,13 +22,14 @@ constexpr int64_t kMaxPositions = int64_t{1} << 30;
 class Keys {
  public:
   Keys(const GgufFile& file, std::string_view architecture)
-      : file_(file), prefix_(absl::StrCat(architecture, ".")) {}
+      : file_(file), prefix_(std::string(architecture) + ".") {}
 
-  std::string Name(std::string_view key) const { return absl::StrCat(prefix_, key); }
+  std::string Name(std::string_view key) const { return prefix_ + std::string(key); }
   bool Has(std::string_view key) const { return file_.Find(Name(key)) != nullptr; }
 
   absl::Status Error(std::string_view key, std::string_view problem) const {
-    return absl::InvalidArgumentError(absl::StrCat(file_.path(), ": ", Name(key), " ", problem));
+    return absl::InvalidArgumentError(
+        absl::StrFormat("%s: %s %s", file_.path(), Name(key), problem));
   }
 
   // An integer in [low, high]; arrays (one entry a layer) count as the number they all hold.
@@ -81,16 +83,15 @@ absl::Status Expect(const Keys& keys, std::string_view key, int64_t implied, std
   if (!keys.Has(key)) return absl::OkStatus();
   ASSIGN_OR_RETURN(const uint64_t value, keys.file().GetU64(keys.Name(key)));
   if (value == static_cast<uint64_t>(implied)) return absl::OkStatus();
-  return keys.Error(key, absl::StrCat("is ", value, " but ", why, " give ", implied));
+  return keys.Error(key, absl::StrFormat("is %d but %s give %d", value, why, implied));
 }
 
 absl::Status ReadVocabulary(const Keys& keys, ModelConfig* config) {
   const GgufValue* tokens = keys.file().Find("tokenizer.ggml.tokens");
   if (tokens != nullptr && tokens->type == GgufValueType::kArray && tokens->array_size > 0) {
     if (tokens->array_size > static_cast<uint64_t>(kMaxPositions)) {
-      return absl::InvalidArgumentError(absl::StrCat(keys.file().path(),
-                                                     ": tokenizer.ggml.tokens has ",
-                                                     tokens->array_size, " entries"));
+      return absl::InvalidArgumentError(absl::StrCat(
+          keys.file().path(), ": tokenizer.ggml.tokens has ", tokens->array_size, " entries"));
     }
     config->vocab_size = static_cast<int>(tokens->array_size);
     return absl::OkStatus();
@@ -121,8 +122,8 @@ absl::Status ReadRope(const Keys& keys, const ArchDescription& arch, int head_di
   if (scaling == "linear") return absl::OkStatus();
   if (scaling != "yarn" || !arch.allows_yarn) {
     return keys.Error("rope.scaling.type",
-                      absl::StrCat("is \"", scaling, "\", allowed are none, linear",
-                                   arch.allows_yarn ? ", yarn" : ""));
+                      absl::StrFormat("is \"%s\", allowed are none, linear%s", scaling,
+                                      arch.allows_yarn ? ", yarn" : ""));
   }
   rope.yarn = true;
   ASSIGN_OR_RETURN(rope.original_context, keys.SizeOr("rope.scaling.original_context_length", 1,
@@ -157,7 +158,8 @@ absl::Status ReadMla(const Keys& keys, const ArchDescription& arch, ModelConfig*
       Expect(keys, "attention.value_length", mla.kv_lora_rank, "attention.kv_lora_rank"));
   RETURN_IF_ERROR(Expect(keys, "attention.head_count_kv", 1, "absorbed latent attention"));
   if (keys.Has("attention.temperature_scale")) {
-    ASSIGN_OR_RETURN(const float scale, keys.file().GetF32(keys.Name("attention.temperature_scale")));
+    ASSIGN_OR_RETURN(const float scale,
+                     keys.file().GetF32(keys.Name("attention.temperature_scale")));
     if (scale != 0.0F) {
       return keys.Error("attention.temperature_scale", absl::StrCat("is ", scale, ", must be 0"));
     }
@@ -183,6 +185,11 @@ absl::Status ReadGqa(const Keys& keys, const ArchDescription& arch, ModelConfig*
   const int fallback = std::max(1, config->hidden_dim / config->num_heads);
   ASSIGN_OR_RETURN(gqa.key_dim, keys.SizeOr("attention.key_length", 2, kMaxSize, fallback));
   ASSIGN_OR_RETURN(gqa.value_dim, keys.SizeOr("attention.value_length", 1, kMaxSize, fallback));
+  if (gqa.output_gate && gqa.value_dim != gqa.key_dim) {
+    return keys.Error("attention.value_length",
+                      absl::StrCat("is ", gqa.value_dim, ", gated attention needs the ",
+                                   gqa.key_dim, " of attention.key_length"));
+  }
   config->attention_scale = 1.0F / std::sqrt(static_cast<float>(gqa.key_dim));
   return ReadRope(keys, arch, gqa.key_dim, config);
 }
@@ -235,8 +242,8 @@ absl::Status ReadRouter(const Keys& keys, const ArchDescription& arch, MoeConfig
     ASSIGN_OR_RETURN(const int gating, keys.Size("expert_gating_func", 1, 2));
     moe->gating = static_cast<GatingKind>(gating);
   } else {
-    moe->gating = arch.router == RouterRule::kDefaultSigmoid ? GatingKind::kSigmoid
-                                                             : GatingKind::kSoftmax;
+    moe->gating =
+        arch.router == RouterRule::kDefaultSigmoid ? GatingKind::kSigmoid : GatingKind::kSoftmax;
   }
   if (keys.Has("expert_weights_norm")) {
     ASSIGN_OR_RETURN(moe->normalise, keys.file().GetBool(keys.Name("expert_weights_norm")));
@@ -252,8 +259,8 @@ absl::Status ReadRouter(const Keys& keys, const ArchDescription& arch, MoeConfig
   ASSIGN_OR_RETURN(moe->groups_used, keys.Size("expert_group_used_count", 1, moe->num_groups));
   if (moe->groups_used * (moe->num_experts / moe->num_groups) < moe->top_k) {
     return keys.Error("expert_group_used_count",
-                      absl::StrCat("is ", moe->groups_used, ": too few groups for the ",
-                                   moe->top_k, " of expert_used_count"));
+                      absl::StrCat("is ", moe->groups_used, ": too few groups for the ", moe->top_k,
+                                   " of expert_used_count"));
   }
   return absl::OkStatus();
 }
@@ -284,20 +291,21 @@ absl::StatusOr<std::vector<bool>> ReadIndexerTypes(const Keys& keys, const Model
     // Some files count the MTP layers too.
     const uint64_t size = types->array_size;
     if (size != static_cast<uint64_t>(layers) && size != config.layers.size()) {
-      return keys.Error(kTypes, absl::StrCat("has ", size, " entries, the model has ", layers,
-                                             " layers"));
+      return keys.Error(kTypes,
+                        absl::StrCat("has ", size, " entries, the model has ", layers, " layers"));
     }
     if (types->element_type == GgufValueType::kString) {
       for (size_t i = 0; i < full.size(); ++i) {
         const std::string_view text = types->array_strings[i];
         if (text != "full" && text != "shared") {
-          return keys.Error(kTypes, absl::StrCat("has entry ", i, " \"", text,
-                                                 "\", allowed are full and shared"));
+          return keys.Error(
+              kTypes, absl::StrFormat("has entry %d \"%s\", allowed are full and shared", i, text));
         }
         full[i] = text == "full";
       }
     } else {
-      ASSIGN_OR_RETURN(const std::vector<int64_t> flags, keys.file().GetIntArray(keys.Name(kTypes)));
+      ASSIGN_OR_RETURN(const std::vector<int64_t> flags,
+                       keys.file().GetIntArray(keys.Name(kTypes)));
       for (size_t i = 0; i < full.size(); ++i) full[i] = flags[i] != 0;
     }
   } else if (keys.Has(kFrequency)) {
@@ -377,11 +385,11 @@ absl::StatusOr<ModelConfig> ReadModelConfig(const GgufFile& file) {
   ModelConfig config;
   config.arch = FindArchitecture(name);
   if (config.arch == nullptr) {
-    std::vector<std::string_view> names;
-    for (const ArchDescription* arch : AllArchitectures()) names.push_back(arch->name);
+    std::vector<std::string> names;
+    for (const ArchDescription* arch : AllArchitectures()) names.emplace_back(arch->name);
     return absl::InvalidArgumentError(
-        absl::StrCat(file.path(), ": general.architecture \"", name,
-                     "\" is not supported; supported are ", absl::StrJoin(names, ", ")));
+        absl::StrFormat("%s: general.architecture \"%s\" is not supported; supported are %s",
+                        file.path(), name, absl::StrJoin(names, ", ")));
   }
   if (file.Find("general.name") != nullptr) {
     ASSIGN_OR_RETURN(config.name, file.GetString("general.name"));

@@ -40,8 +40,8 @@ size_t KvBytesPerPosition(const ModelConfig& config, const LayerConfig& layer, K
 size_t RecurrentBytes(const ModelConfig& config, const LayerConfig& layer) {
   if (layer.attention != AttentionKind::kGatedDeltaNet) return 0;
   const DeltaNetConfig& delta = config.delta_net;
-  const size_t conv = static_cast<size_t>(delta.conv_kernel - 1) *
-                      static_cast<size_t>(delta.conv_channels());
+  const size_t conv =
+      static_cast<size_t>(delta.conv_kernel - 1) * static_cast<size_t>(delta.conv_channels());
   const size_t state = static_cast<size_t>(delta.inner_dim()) * static_cast<size_t>(delta.head_dim);
   return (conv + state) * sizeof(float);
 }

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/strip.h"
 #include "common/base/status_macros.h"
@@ -43,7 +44,7 @@ bool Applies(Where where, const ModelConfig& config, int layer) {
 }
 
 std::string FullName(const TensorRule& rule, int layer) {
-  return layer < 0 ? std::string(rule.name) : absl::StrCat("blk.", layer, ".", rule.name);
+  return layer < 0 ? std::string(rule.name) : absl::StrFormat("blk.%d.%s", layer, rule.name);
 }
 
 absl::Status CheckShape(const TensorRule& rule, const ModelConfig& config, const GgufFile& file,
@@ -83,37 +84,68 @@ uint64_t DimSize(Dim dim, const ModelConfig& config) {
   const int64_t k_rows = int64_t{gqa.num_kv_heads} * gqa.key_dim;
   const int64_t v_rows = int64_t{gqa.num_kv_heads} * gqa.value_dim;
   switch (dim) {
-    case Dim::kNone: return 1;
-    case Dim::kHidden: return size(config.hidden_dim);
-    case Dim::kTwoHidden: return size(2 * int64_t{config.hidden_dim});
-    case Dim::kVocab: return size(config.vocab_size);
-    case Dim::kHeads: return size(heads);
-    case Dim::kQLora: return size(mla.q_lora_rank);
-    case Dim::kKvLora: return size(mla.kv_lora_rank);
-    case Dim::kKvLoraRope: return size(int64_t{mla.kv_lora_rank} + config.rope.dims);
-    case Dim::kMlaQ: return size(heads * (int64_t{mla.nope_dim} + config.rope.dims));
-    case Dim::kNope: return size(mla.nope_dim);
-    case Dim::kMlaValue: return size(mla.value_dim);
-    case Dim::kMlaOut: return size(heads * mla.value_dim);
-    case Dim::kIndexerQ: return size(int64_t{indexer.num_heads} * indexer.head_dim);
-    case Dim::kIndexerDim: return size(indexer.head_dim);
-    case Dim::kIndexerHeads: return size(indexer.num_heads);
-    case Dim::kGqaQ: return size(q_rows);
-    case Dim::kGqaK: return size(k_rows);
-    case Dim::kGqaV: return size(v_rows);
-    case Dim::kGqaQkv: return size(q_rows + k_rows + v_rows);
-    case Dim::kGqaOut: return size(heads * gqa.value_dim);
-    case Dim::kKeyDim: return size(gqa.key_dim);
-    case Dim::kConvKernel: return size(delta.conv_kernel);
-    case Dim::kConvChannels: return size(delta.conv_channels());
-    case Dim::kDeltaInner: return size(delta.inner_dim());
-    case Dim::kDeltaHeads: return size(delta.num_value_heads);
-    case Dim::kDeltaDim: return size(delta.head_dim);
-    case Dim::kDenseFfn: return size(config.dense_dim);
-    case Dim::kExperts: return size(config.moe.num_experts);
-    case Dim::kExpertFfn: return size(config.moe.expert_dim);
-    case Dim::kTwoExpertFfn: return size(2 * int64_t{config.moe.expert_dim});
-    case Dim::kSharedFfn: return size(config.moe.shared_dim);
+    case Dim::kNone:
+      return 1;
+    case Dim::kHidden:
+      return size(config.hidden_dim);
+    case Dim::kTwoHidden:
+      return size(2 * int64_t{config.hidden_dim});
+    case Dim::kVocab:
+      return size(config.vocab_size);
+    case Dim::kHeads:
+      return size(heads);
+    case Dim::kQLora:
+      return size(mla.q_lora_rank);
+    case Dim::kKvLora:
+      return size(mla.kv_lora_rank);
+    case Dim::kKvLoraRope:
+      return size(int64_t{mla.kv_lora_rank} + config.rope.dims);
+    case Dim::kMlaQ:
+      return size(heads * (int64_t{mla.nope_dim} + config.rope.dims));
+    case Dim::kNope:
+      return size(mla.nope_dim);
+    case Dim::kMlaValue:
+      return size(mla.value_dim);
+    case Dim::kMlaOut:
+      return size(heads * mla.value_dim);
+    case Dim::kIndexerQ:
+      return size(int64_t{indexer.num_heads} * indexer.head_dim);
+    case Dim::kIndexerDim:
+      return size(indexer.head_dim);
+    case Dim::kIndexerHeads:
+      return size(indexer.num_heads);
+    case Dim::kGqaQ:
+      return size(q_rows);
+    case Dim::kGqaK:
+      return size(k_rows);
+    case Dim::kGqaV:
+      return size(v_rows);
+    case Dim::kGqaQkv:
+      return size(q_rows + k_rows + v_rows);
+    case Dim::kGqaOut:
+      return size(heads * gqa.value_dim);
+    case Dim::kKeyDim:
+      return size(gqa.key_dim);
+    case Dim::kConvKernel:
+      return size(delta.conv_kernel);
+    case Dim::kConvChannels:
+      return size(delta.conv_channels());
+    case Dim::kDeltaInner:
+      return size(delta.inner_dim());
+    case Dim::kDeltaHeads:
+      return size(delta.num_value_heads);
+    case Dim::kDeltaDim:
+      return size(delta.head_dim);
+    case Dim::kDenseFfn:
+      return size(config.dense_dim);
+    case Dim::kExperts:
+      return size(config.moe.num_experts);
+    case Dim::kExpertFfn:
+      return size(config.moe.expert_dim);
+    case Dim::kTwoExpertFfn:
+      return size(2 * int64_t{config.moe.expert_dim});
+    case Dim::kSharedFfn:
+      return size(config.moe.shared_dim);
   }
   return 0;
 }
@@ -177,9 +209,8 @@ std::vector<ModelTensor> ShardTensors(const ModelConfig& config, const ModelTens
         break;
     }
     if (t.layer >= config.num_layers) return shard.has_mtp;
-    return IsRoutedExpert(t.role)
-               ? t.layer >= shard.first_experts && t.layer < shard.last_experts
-               : t.layer >= shard.first_layer && t.layer < shard.last_layer;
+    return IsRoutedExpert(t.role) ? t.layer >= shard.first_experts && t.layer < shard.last_experts
+                                  : t.layer >= shard.first_layer && t.layer < shard.last_layer;
   };
   std::vector<ModelTensor> result;
   std::copy_if(tensors.all().begin(), tensors.all().end(), std::back_inserter(result), needed);

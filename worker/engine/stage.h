@@ -28,7 +28,7 @@ struct StageSpec {
   bool embeds = false;    // token ids in (the first stage)
   bool has_head = false;  // logits out (the last stage)
   KvCacheType kv_cache = KvCacheType::kF16;
-  int num_pages = 0;      // KV pages, ids 0 .. num_pages - 1
+  int num_pages = 0;  // KV pages, ids 0 .. num_pages - 1
   int num_slots = 0;
   int num_snapshots = 0;  // snapshots of recurrent state
   int max_tokens = 512;   // rows of the largest ubatch
@@ -41,15 +41,15 @@ struct StageSpec {
 // One sequence's rows of a ubatch, resolved by the engine (forwarded tokens filled in).
 struct UbatchSequence {
   int32_t slot = 0;
-  int32_t start = 0;                   // absolute position of the first row
+  int32_t start = 0;  // absolute position of the first row
   int32_t rows = 0;
-  std::span<const TokenId> tokens;     // [rows]; every stage gets them
-  std::span<const int32_t> pages;      // the slot's whole page table, covers start + rows
-  bool reset = false;                  // recurrent state of the slot := 0 first
-  int32_t restore_snapshot = -1;       // or := this snapshot
-  int32_t save_snapshot = -1;          // saved here after the last row
-  bool logits_last = false;            // the head computes logits of the last row
-  bool logits_all = false;             // of all rows
+  std::span<const TokenId> tokens;  // [rows]; every stage gets them
+  std::span<const int32_t> pages;   // the slot's whole page table, covers start + rows
+  bool reset = false;               // recurrent state of the slot := 0 first
+  int32_t restore_snapshot = -1;    // or := this snapshot
+  int32_t save_snapshot = -1;       // saved here after the last row
+  bool logits_last = false;         // the head computes logits of the last row
+  bool logits_all = false;          // of all rows
 };
 
 struct Ubatch {

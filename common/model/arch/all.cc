@@ -4,12 +4,8 @@ namespace packtrain {
 namespace {
 
 constexpr const ArchDescription* kAll[] = {
-    &arch::kGlmDsa,
-    &arch::kQwen35moe,
-    &arch::kDeepseek2,
-    &arch::kDeepseek32,
-    &arch::kQwen3moe,
-    &arch::kGlm4moe,
+    &arch::kGlmDsa,     &arch::kQwen35moe, &arch::kDeepseek2,
+    &arch::kDeepseek32, &arch::kQwen3moe,  &arch::kGlm4moe,
 };
 
 }  // namespace

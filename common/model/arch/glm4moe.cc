@@ -13,8 +13,8 @@ constexpr TensorRule kOwnTensors[] = {
     {"exp_probs_b.bias", TensorRole::kRouterBias, Where::kMoe, {Dim::kExperts}},
 };
 
-constexpr std::span<const TensorRule> kTensors[] = {
-    kGlobalTensors, kGqaTensors, kOwnTensors, kDenseTensors, kMoeTensors, kMtpTensors};
+constexpr std::span<const TensorRule> kTensors[] = {kGlobalTensors, kGqaTensors, kOwnTensors,
+                                                    kDenseTensors,  kMoeTensors, kMtpTensors};
 
 }  // namespace
 

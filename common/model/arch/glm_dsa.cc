@@ -6,8 +6,9 @@
 namespace packtrain::arch {
 namespace {
 
-constexpr std::span<const TensorRule> kTensors[] = {
-    kGlobalTensors, kMlaTensors, kIndexerTensors, kDenseTensors, kMoeTensors, kRouterBiasTensors, kMtpTensors};
+constexpr std::span<const TensorRule> kTensors[] = {kGlobalTensors, kMlaTensors, kIndexerTensors,
+                                                    kDenseTensors,  kMoeTensors, kRouterBiasTensors,
+                                                    kMtpTensors};
 
 }  // namespace
 

@@ -10,8 +10,8 @@ constexpr TensorRule kOwnTensors[] = {
     {"ffn_norm.weight", TensorRole::kFfnNorm, Where::kEveryLayer, {Dim::kHidden}},
 };
 
-constexpr std::span<const TensorRule> kTensors[] = {
-    kGlobalTensors, kGqaTensors, kQkNormTensors, kOwnTensors, kMoeTensors};
+constexpr std::span<const TensorRule> kTensors[] = {kGlobalTensors, kGqaTensors, kQkNormTensors,
+                                                    kOwnTensors, kMoeTensors};
 
 }  // namespace
 

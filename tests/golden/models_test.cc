@@ -1,0 +1,112 @@
+// Aim: the logits and the text of every model equal those of a peer implementation that was run
+// with f32 activations and an f32 cache. Method: tiny models with random weights, all positions of
+// seven prompts, 48 greedy tokens after each.
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstdlib>
+#include <filesystem>
+
+#include "tests/support/model_golden.h"
+#include "tests/support/model_runner.h"
+
+namespace packtrain {
+namespace {
+
+// The peer agrees with a float64 computation to 1e-4; the bound is the one its goldens state.
+constexpr float kTolerance = 1e-3F;
+
+struct Case {
+  std::string name;
+  std::string model;      // path of the .gguf
+  std::string directory;  // of its goldens
+  std::string configuration;
+};
+
+void PrintTo(const Case& c, std::ostream* out) { *out << c.name; }
+
+// The models in the tree, or all of PACKTRAIN_GOLDEN_DIR (NAME.gguf, golden/NAME/).
+std::vector<Case> Cases() {
+  const char* from = std::getenv("PACKTRAIN_GOLDEN_DIR");
+  const std::string root = from != nullptr ? from : PACKTRAIN_SOURCE_DIR "/tests/golden/models";
+  std::vector<Case> cases;
+  for (const auto& entry : std::filesystem::directory_iterator(root)) {
+    if (entry.path().extension() != ".gguf") continue;
+    const std::string name = entry.path().stem().string();
+    const bool f32 = name.find("f32") != std::string::npos;
+    cases.push_back(
+        {name, entry.path().string(), root + "/golden/" + name, f32 ? "f32" : "deq-f32"});
+  }
+  std::sort(cases.begin(), cases.end(),
+            [](const Case& a, const Case& b) { return a.name < b.name; });
+  return cases;
+}
+
+class ModelsTest : public testing::TestWithParam<Case> {
+ protected:
+  ModelsTest()
+      : model_(GetParam().model),
+        golden_(ReadModelGolden(GetParam().directory, GetParam().configuration)),
+        vocab_(static_cast<size_t>(model_.config.vocab_size)) {}
+
+  std::span<const float> Row(const std::vector<float>& logits, size_t row) const {
+    return std::span(logits).subspan(row * vocab_, vocab_);
+  }
+
+  TestModel model_;
+  ModelGolden golden_;
+  size_t vocab_;
+};
+
+TEST_P(ModelsTest, LogitsOfEveryPositionAreThePeers) {
+  ModelRunner runner(model_, {});
+  float worst = 0;
+  for (size_t p = 0; p < golden_.prompts.size(); ++p) {
+    const GoldenPrompt& prompt = golden_.prompts[p];
+    const std::vector<float> logits = runner.Prefill(prompt.ids, 0, 512);
+    for (size_t i = 0; i < prompt.ids.size(); ++i) {
+      const uint16_t* ids = golden_.top_ids.row(prompt.row_offset + i);
+      const float* wanted = golden_.top_logits.row(prompt.row_offset + i);
+      for (size_t k = 0; k < 20; ++k) {
+        const float difference = std::abs(Row(logits, i)[ids[k]] - wanted[k]);
+        ASSERT_LE(difference, kTolerance) << prompt.name << " position " << i << " id " << ids[k];
+        worst = std::max(worst, difference);
+      }
+    }
+    const float* wanted = golden_.last_logits.row(p);
+    const std::span<const float> last = Row(logits, prompt.ids.size() - 1);
+    for (size_t id = 0; id < vocab_; ++id) {
+      const float difference = std::abs(last[id] - wanted[id]);
+      ASSERT_LE(difference, kTolerance) << prompt.name << " last position, id " << id;
+      worst = std::max(worst, difference);
+    }
+  }
+  RecordProperty("largest_difference", std::to_string(worst));
+  std::cout << GetParam().name << ": largest logit difference " << worst << "\n";
+}
+
+TEST_P(ModelsTest, GreedyTextIsThePeers) {
+  ModelRunner runner(model_, {});
+  for (const GoldenPrompt& prompt : golden_.prompts) {
+    std::vector<float> logits = runner.Prefill(prompt.ids, 0, 512);
+    std::span<const float> last = Row(logits, prompt.ids.size() - 1);
+    for (size_t i = 0; i < prompt.greedy_ids.size(); ++i) {
+      if (prompt.greedy_margins[i] > kTolerance) {
+        ASSERT_EQ(ArgMax(last), prompt.greedy_ids[i]) << prompt.name << " token " << i;
+      }
+      const SlotRows next = {.start = static_cast<int>(prompt.ids.size() + i),
+                             .tokens = {prompt.greedy_ids[i]}};
+      last = runner.Step({&next, 1});
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(All, ModelsTest, testing::ValuesIn(Cases()), [](const auto& test) {
+  std::string name = test.param.name;
+  std::replace(name.begin(), name.end(), '-', '_');
+  return name;
+});
+
+}  // namespace
+}  // namespace packtrain

@@ -1,0 +1,128 @@
+// Multi-head latent attention in its absorbed form: keys and values of all heads are one cached
+// latent row, and queries are mapped into its space.
+
+#include <algorithm>
+#include <cstring>
+
+#include "worker/graph/layers.h"
+#include "worker/ops/vector_math.h"
+
+namespace packtrain {
+namespace {
+
+// Queries [rows, heads, nope + rope], rotated. Returns the activations of the low-rank queries.
+float* ProjectQueries(RunContext* run, const MlaWeights& weights) {
+  const ModelConfig& config = run->config;
+  const auto heads = static_cast<size_t>(config.num_heads);
+  const auto nope = static_cast<size_t>(config.mla.nope_dim);
+  const size_t head_dim = nope + static_cast<size_t>(config.rope.dims);
+  float* q = run->q.Get(run->rows() * heads * head_dim);
+  if (weights.q_a.empty()) {
+    Linear(run->op, weights.q_direct, &run->x, q);
+  } else {
+    const size_t rank = weights.q_a.rows;
+    float* q_lora = run->q_lora.Get(run->rows() * rank);
+    Linear(run->op, weights.q_a, &run->x, q_lora);
+    run->ForRows([&](size_t row, int) {
+      RmsNorm(q_lora + row * rank, weights.q_a_norm.data(), config.rms_eps, rank,
+              q_lora + row * rank);
+    });
+    run->y.Reset(q_lora, run->rows(), rank);
+    Linear(run->op, weights.q_b, &run->y, q);
+  }
+  run->ForRows([&](size_t row, int) {
+    for (size_t head = 0; head < heads; ++head) {
+      run->rope.Apply(config.rope.kind, row, q + (row * heads + head) * head_dim + nope);
+    }
+  });
+  return q;
+}
+
+// Stores [normed latent ; rotated key] of every row.
+void CacheLatents(RunContext* run, int layer, const MlaWeights& weights) {
+  const ModelConfig& config = run->config;
+  const auto rank = static_cast<size_t>(config.mla.kv_lora_rank);
+  const size_t dim = weights.kv_a.rows;
+  float* kv = run->kv.Get(run->rows() * dim);
+  Linear(run->op, weights.kv_a, &run->x, kv);
+  PagedRows& cache = run->cache->layer(layer).latent;
+  run->ForRows([&](size_t row, int) {
+    float* latent = kv + row * dim;
+    RmsNorm(latent, weights.kv_a_norm.data(), config.rms_eps, rank, latent);
+    run->rope.Apply(config.rope.kind, row, latent + rank);
+    const auto [page, offset] = run->PageOf(row);
+    cache.Write(page, offset, 0, latent);
+  });
+}
+
+// Queries in latent space: [rows, heads, latent + rope].
+float* AbsorbQueries(RunContext* run, const MlaWeights& weights, const float* q) {
+  const ModelConfig& config = run->config;
+  const auto heads = static_cast<size_t>(config.num_heads);
+  const auto nope = static_cast<size_t>(config.mla.nope_dim);
+  const auto rope = static_cast<size_t>(config.rope.dims);
+  const auto rank = static_cast<size_t>(config.mla.kv_lora_rank);
+  const size_t entries = run->rows() * heads;
+  float* absorbed = run->absorbed.Get(entries * (rank + rope));
+  run->y.Reset(q, entries, nope, nope + rope);
+  LinearPerHead(run->op, weights.k_b, heads, &run->y, absorbed, rank + rope);
+  for (size_t i = 0; i < entries; ++i) {
+    std::memcpy(absorbed + i * (rank + rope) + rank, q + i * (nope + rope) + nope,
+                rope * sizeof(float));
+  }
+  return absorbed;
+}
+
+}  // namespace
+
+void RunMla(RunContext* run, int layer, const LayerWeights& weights, const float* x, float* y) {
+  const ModelConfig& config = run->config;
+  const auto heads = static_cast<size_t>(config.num_heads);
+  const auto rank = static_cast<size_t>(config.mla.kv_lora_rank);
+  const size_t row_dim = rank + static_cast<size_t>(config.rope.dims);
+  const auto value_dim = static_cast<size_t>(config.mla.value_dim);
+  const MlaWeights& mla = weights.mla;
+
+  run->x.Reset(x, run->rows(), static_cast<size_t>(config.hidden_dim));
+  const float* q = ProjectQueries(run, mla);
+  CacheLatents(run, layer, mla);
+  if (config.layers[static_cast<size_t>(layer)].indexer == IndexerKind::kFull) {
+    RunIndexer(run, layer, weights.indexer, &run->x, &run->y);
+  }
+  const bool sparse = config.layers[static_cast<size_t>(layer)].indexer != IndexerKind::kNone;
+  const float* absorbed = AbsorbQueries(run, mla, q);
+
+  float* attended = run->attended.Get(run->rows() * heads * rank);
+  const PagedRows& latents = run->cache->layer(layer).latent;
+  // Heads share the cached rows, so a task takes several; a single row still feeds all threads.
+  const auto threads = static_cast<size_t>(run->op.pool->num_threads());
+  const size_t group =
+      std::clamp<size_t>(heads * run->rows() / threads, 1, std::min<size_t>(heads, 16));
+  const size_t groups = (heads + group - 1) / group;
+  run->op.pool->ParallelFor(static_cast<int>(run->rows() * groups), [&](int task, int thread) {
+    const size_t row = static_cast<size_t>(task) / groups;
+    const size_t head = static_cast<size_t>(task) % groups * group;
+    Attention::Query query;
+    query.q = absorbed + (row * heads + head) * row_dim;
+    query.heads = static_cast<int>(std::min(group, heads - head));
+    query.scale = config.attention_scale;
+    query.pages = run->sequence_of[row]->pages;
+    query.num_positions = run->positions[row] + 1;
+    if (sparse) {
+      query.selected = run->selection.Row(row);
+      query.num_selected = run->selection.counts[row];
+    }
+    query.keys = &latents;
+    query.value_dim = static_cast<int>(rank);
+    query.out = attended + (row * heads + head) * rank;
+    run->attention[static_cast<size_t>(thread)].Run(query);
+  });
+
+  float* values = run->values.Get(run->rows() * heads * value_dim);
+  run->y.Reset(attended, run->rows() * heads, rank);
+  LinearPerHead(run->op, mla.v_b, heads, &run->y, values, value_dim);
+  run->y.Reset(values, run->rows(), heads * value_dim);
+  Linear(run->op, weights.attn_output, &run->y, y);
+}
+
+}  // namespace packtrain

@@ -1,0 +1,145 @@
+#include "worker/ops/experts.h"
+
+#include <algorithm>
+
+#include "absl/container/inlined_vector.h"
+#include "absl/strings/str_format.h"
+#include "common/base/status_macros.h"
+#include "worker/ops/vector_math.h"
+
+namespace packtrain {
+namespace {
+
+constexpr size_t kTaskRows = 64;  // output rows of one task
+
+}  // namespace
+
+LocalExperts::LocalExperts(const OpContext& context, int first_layer,
+                           std::vector<ExpertWeights> layers)
+    : context_(context), first_layer_(first_layer), layers_(std::move(layers)) {
+  down_.resize(static_cast<size_t>(context_.pool->num_threads()));
+}
+
+bool LocalExperts::Holds(int layer) const {
+  const int i = layer - first_layer_;
+  return i >= 0 && i < static_cast<int>(layers_.size()) &&
+         !layers_[static_cast<size_t>(i)].down.empty();
+}
+
+absl::Status LocalExperts::Compute(const ExpertsRequest& request, float* y) {
+  if (!Holds(request.layer)) {
+    return absl::InvalidArgumentError(
+        absl::StrFormat("no experts of layer %d are held here", request.layer));
+  }
+  const ExpertWeights& weights = layers_[static_cast<size_t>(request.layer - first_layer_)];
+  if (static_cast<size_t>(request.hidden_dim) != weights.gate.cols) {
+    return absl::InvalidArgumentError(
+        absl::StrFormat("layer %d: activations of %d values, the experts take %d", request.layer,
+                        request.hidden_dim, weights.gate.cols));
+  }
+  RETURN_IF_ERROR(Sort(request, weights));
+  x_.Reset(request.x, static_cast<size_t>(request.tokens), weights.gate.cols);
+  ComputeInner(weights);
+  ComputeDown(request, weights, y);
+  return absl::OkStatus();
+}
+
+absl::Status LocalExperts::Sort(const ExpertsRequest& request, const ExpertWeights& weights) {
+  const int picks = request.tokens * request.top_k;
+  const int limit = static_cast<int>(weights.num_experts);
+  order_.clear();
+  for (int pick = 0; pick < picks; ++pick) {
+    if (request.ids[pick] >= limit) {
+      return absl::InvalidArgumentError(absl::StrFormat("layer %d: expert %d of %d was asked for",
+                                                        request.layer, request.ids[pick], limit));
+    }
+    if (request.ids[pick] >= 0) order_.push_back(pick);
+  }
+  std::stable_sort(order_.begin(), order_.end(),
+                   [&](int a, int b) { return request.ids[a] < request.ids[b]; });
+  place_.assign(static_cast<size_t>(picks), -1);
+  groups_.clear();
+  rows_.clear();
+  for (int i = 0; i < static_cast<int>(order_.size()); ++i) {
+    const int pick = order_[static_cast<size_t>(i)];
+    place_[static_cast<size_t>(pick)] = i;
+    rows_.push_back(pick / request.top_k);
+    const int32_t expert = request.ids[pick];
+    if (groups_.empty() || groups_.back().expert != expert) groups_.push_back({expert, i, i});
+    groups_.back().last = i + 1;
+  }
+  return absl::OkStatus();
+}
+
+void LocalExperts::ComputeInner(const ExpertWeights& weights) {
+  const size_t dim = weights.expert_dim;
+  gate_.resize(order_.size() * dim);
+  up_.resize(order_.size() * dim);
+  const WeightKernel& gate_kernel = KernelOf(context_, weights.gate.type);
+  const WeightKernel& up_kernel = KernelOf(context_, weights.up.type);
+  x_.Prepare(context_, gate_kernel);
+  x_.Prepare(context_, up_kernel);
+  const size_t chunks = (dim + kTaskRows - 1) / kTaskRows;
+  context_.pool->ParallelFor(static_cast<int>(groups_.size() * chunks), [&](int task, int) {
+    const Group& group = groups_[static_cast<size_t>(task) / chunks];
+    const size_t first = static_cast<size_t>(task) % chunks * kTaskRows;
+    const size_t rows = std::min(kTaskRows, dim - first);
+    absl::InlinedVector<const void*, 32> gate_x, up_x;
+    absl::InlinedVector<float*, 32> gate_y, up_y;
+    for (auto i = static_cast<size_t>(group.first); i < static_cast<size_t>(group.last); ++i) {
+      gate_x.push_back(x_.Row(gate_kernel, static_cast<size_t>(rows_[i])));
+      up_x.push_back(x_.Row(up_kernel, static_cast<size_t>(rows_[i])));
+      gate_y.push_back(gate_.data() + i * dim + first);
+      up_y.push_back(up_.data() + i * dim + first);
+    }
+    const size_t row = static_cast<size_t>(group.expert) * weights.row_stride + first;
+    gate_kernel.mat_mul(weights.gate.Rows(row, rows).data, rows, weights.gate.cols, gate_x.data(),
+                        gate_x.size(), gate_y.data());
+    up_kernel.mat_mul(weights.up.Rows(row, rows).data, rows, weights.up.cols, up_x.data(),
+                      up_x.size(), up_y.data());
+    for (size_t i = 0; i < gate_y.size(); ++i) SwiGlu(gate_y[i], up_y[i], gate_y[i], rows);
+  });
+}
+
+// A task computes some rows of every pick's result and adds them up, so the down matrices are read
+// once and nothing of size picks * hidden_dim is kept.
+void LocalExperts::ComputeDown(const ExpertsRequest& request, const ExpertWeights& weights,
+                               float* y) {
+  const size_t dim = weights.expert_dim;
+  const auto hidden = static_cast<size_t>(request.hidden_dim);
+  const auto top_k = static_cast<size_t>(request.top_k);
+  const WeightKernel& kernel = KernelOf(context_, weights.down.type);
+  inner_.Reset(gate_.data(), order_.size(), dim);
+  inner_.Prepare(context_, kernel);
+  const size_t chunks = (hidden + kTaskRows - 1) / kTaskRows;
+  context_.pool->ParallelFor(static_cast<int>(chunks), [&](int task, int thread) {
+    const size_t first = static_cast<size_t>(task) * kTaskRows;
+    const size_t rows = std::min(kTaskRows, hidden - first);
+    std::vector<float>& results = down_[static_cast<size_t>(thread)];
+    results.resize(order_.size() * rows);
+    absl::InlinedVector<const void*, 32> x;
+    absl::InlinedVector<float*, 32> out;
+    for (const Group& group : groups_) {
+      x.clear();
+      out.clear();
+      for (auto i = static_cast<size_t>(group.first); i < static_cast<size_t>(group.last); ++i) {
+        x.push_back(inner_.Row(kernel, i));
+        out.push_back(results.data() + i * rows);
+      }
+      const size_t row = static_cast<size_t>(group.expert) * hidden + first;
+      kernel.mat_mul(weights.down.Rows(row, rows).data, rows, dim, x.data(), x.size(), out.data());
+    }
+    for (size_t t = 0; t < static_cast<size_t>(request.tokens); ++t) {
+      float* sum = y + t * hidden + first;
+      std::fill_n(sum, rows, 0.0F);
+      for (size_t rank = 0; rank < top_k; ++rank) {
+        const size_t pick = t * top_k + rank;
+        if (place_[pick] < 0) continue;
+        AddScaled(sum, results.data() + static_cast<size_t>(place_[pick]) * rows,
+                  request.weights[pick], rows);
+      }
+    }
+  });
+}
+
+}  // namespace packtrain

@@ -1,0 +1,30 @@
+#pragma once
+
+// Rotary position embedding.
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "common/model/config.h"
+
+namespace packtrain {
+
+class Rope {
+ public:
+  explicit Rope(const RopeConfig& config);
+
+  int dims() const { return static_cast<int>(frequencies_.size()) * 2; }
+
+  // Cosines and sines of every position, computed once per ubatch; angles in double.
+  void SetPositions(std::span<const int32_t> positions);
+
+  // Rotates x [dims()] as at positions[row] of the last SetPositions.
+  void Apply(RopeKind kind, size_t row, float* x) const;
+
+ private:
+  std::vector<double> frequencies_;  // radians per position, per pair
+  std::vector<float> cos_, sin_;     // [rows, dims / 2]
+};
+
+}  // namespace packtrain
