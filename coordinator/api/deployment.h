@@ -81,11 +81,11 @@ enum class DeploymentState {
 
 // What does not change while a deployment exists.
 struct DeploymentInfo {
-  std::string name;                  // as in `model` of a request
-  std::vector<std::string> aliases;  // other names that select it
-  std::string role;                  // "primary" or "sidecar"
-  std::string architecture;          // as in the GGUF file
-  int context_length = 0;            // tokens of prompt and output together
+  std::string name = {};                  // as in `model` of a request
+  std::vector<std::string> aliases = {};  // other names that select it
+  std::string role = {};                  // "primary" or "sidecar"
+  std::string architecture = {};          // as in the GGUF file
+  int context_length = 0;                 // tokens of prompt and output together
   uint64_t parameters = 0;
   uint64_t file_bytes = 0;
   int64_t created_unix_s = 0;

@@ -198,7 +198,7 @@ TEST_F(HttpServerTest, CutsOffASlowReaderAndServesOthers) {
   Start(options);
   big_.SetScript({FakeTokenizer::kFirstWord + 2});  // 8 KiB of text each
   big_.SetEndless(true);
-  big_.SetTokenInterval(std::chrono::milliseconds(1));
+  big_.SetTokenInterval(std::chrono::milliseconds(10));
   HttpTestClient slow(port(), /*receive_buffer_bytes=*/4096);
   json request = Stream("q");
   request["n"] = 8;
@@ -217,7 +217,7 @@ TEST_F(HttpServerTest, DropsAReaderThatTakesNothing) {
   Start(options);
   big_.SetScript({FakeTokenizer::kFirstWord + 2});
   big_.SetEndless(true);
-  big_.SetTokenInterval(std::chrono::milliseconds(1));
+  big_.SetTokenInterval(std::chrono::milliseconds(10));
   HttpTestClient slow(port(), /*receive_buffer_bytes=*/4096);
   json request = Stream("q");
   request["n"] = 8;
