@@ -34,6 +34,7 @@ class FakeTokenizer : public Tokenizer {
   TokenId bos() const override { return kBos; }
   TokenId eos() const override { return kEos; }
   bool add_bos() const override { return add_bos_; }
+  bool strips_leading_space() const override { return false; }
   void set_add_bos(bool add) { add_bos_ = add; }
 
  private:
