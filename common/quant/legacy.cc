@@ -75,8 +75,8 @@ void EncodeQ4_1(const float* weights, uint8_t* block) {
   const float inverse = d != 0 ? 1 / d : 0;
   StoreHalf(d, b.d);
   StoreHalf(*low, b.m);
-  const auto quantize = [&](float x) {
-    return std::min(15, static_cast<int>((x - *low) * inverse + 0.5f));
+  const auto quantize = [&, least = *low](float x) {
+    return std::min(15, static_cast<int>((x - least) * inverse + 0.5f));
   };
   for (int j = 0; j < 16; ++j) {
     b.qs[j] = static_cast<uint8_t>(quantize(weights[j]) | quantize(weights[j + 16]) << 4);

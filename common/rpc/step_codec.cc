@@ -63,6 +63,7 @@ class RangeChecker {
 
 absl::StatusOr<StepSequence> DecodeSequence(const v1::StepSequence& in, const StepLimits& limits,
                                             const RangeChecker& range) {
+  constexpr int64_t kMaxToken = std::numeric_limits<int32_t>::max();
   constexpr int64_t kMaxPosition = std::numeric_limits<int32_t>::max() / 2;
   StepSequence s;
   s.slot = in.slot();
@@ -71,14 +72,12 @@ absl::StatusOr<StepSequence> DecodeSequence(const v1::StepSequence& in, const St
   RETURN_IF_ERROR(range.Check("start", s.start, 0, kMaxPosition));
   s.tokens.assign(in.tokens().begin(), in.tokens().end());
   for (TokenId token : s.tokens) {
-    RETURN_IF_ERROR(range.Check("token id", token, 0, std::numeric_limits<int32_t>::max()));
+    RETURN_IF_ERROR(range.Check("token id", token, 0, kMaxToken));
   }
   s.token_from_step = in.token_from_step();
   if (in.has_begin()) {
     SequenceStart& begin = s.begin.emplace();
     begin.sampling = DecodeSampling(in.begin().sampling());
-    begin.seed = in.begin().seed();
-    begin.choice = in.begin().choice();
     begin.prompt_tokens = in.begin().prompt_tokens();
     begin.history.assign(in.begin().history().begin(), in.begin().history().end());
     RETURN_IF_ERROR(range.Check("length of history", static_cast<int64_t>(begin.history.size()),
@@ -99,6 +98,8 @@ absl::StatusOr<StepSequence> DecodeSequence(const v1::StepSequence& in, const St
   RETURN_IF_ERROR(range.Check("snapshot", s.save_snapshot, -1, limits.num_snapshots));
   RETURN_IF_ERROR(range.Check("output kind", in.output(), 0, 4));
   s.output = static_cast<StepOutputKind>(in.output());
+  s.next_token = in.next_token();
+  RETURN_IF_ERROR(range.Check("next_token", s.next_token, -1, kMaxToken));
   s.top_logprobs = in.top_logprobs();
   RETURN_IF_ERROR(range.Check("top_logprobs", s.top_logprobs, -1, 1001));
   return s;
@@ -135,8 +136,6 @@ void EncodeStep(const Step& step, uint64_t epoch, v1::Step* out) {
     if (s.begin) {
       v1::SequenceStart* begin = o->mutable_begin();
       EncodeSampling(s.begin->sampling, begin->mutable_sampling());
-      begin->set_seed(s.begin->seed);
-      begin->set_choice(s.begin->choice);
       begin->set_prompt_tokens(s.begin->prompt_tokens);
       begin->mutable_history()->Add(s.begin->history.begin(), s.begin->history.end());
     }
@@ -151,6 +150,7 @@ void EncodeStep(const Step& step, uint64_t epoch, v1::Step* out) {
     o->set_save_snapshot(s.save_snapshot);
     o->set_output(static_cast<uint32_t>(s.output));
     o->set_top_logprobs(s.top_logprobs);
+    o->set_next_token(s.next_token);
   }
 }
 

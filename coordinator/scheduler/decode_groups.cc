@@ -10,6 +10,12 @@ namespace {
 // In the stages, and queued in front of them.
 constexpr int kStepsInFlightMax = 2;
 
+int MinPending(const std::vector<Sequence*>& members) {
+  int fewest = kStepsInFlightMax;
+  for (const Sequence* sequence : members) fewest = std::min(fewest, sequence->samples_pending);
+  return fewest;
+}
+
 }  // namespace
 
 void DecodeGroups::Add(Sequence* sequence) {
@@ -39,20 +45,32 @@ void DecodeGroups::Rebalance() {
   moved->group = static_cast<int>(smallest - groups_.begin());
 }
 
-std::vector<int> DecodeGroups::Ready(Turn turn) const {
-  std::vector<int> ready;
+std::vector<int> DecodeGroups::Idle() const {
+  std::vector<int> idle;
   for (size_t i = 0; i < groups_.size(); ++i) {
-    const Group& group = groups_[i];
-    if (group.in_flight >= (turn == Turn::kIdle ? 1 : kStepsInFlightMax)) continue;
-    const bool any = std::any_of(group.members.begin(), group.members.end(), [&](Sequence* s) {
-      return s->samples_pending < (turn == Turn::kIdle ? 1 : kStepsInFlightMax);
-    });
-    if (any) ready.push_back(static_cast<int>(i));
+    if (groups_[i].in_flight == 0 && MinPending(groups_[i].members) == 0) {
+      idle.push_back(static_cast<int>(i));
+    }
   }
-  std::sort(ready.begin(), ready.end(), [&](int a, int b) {
+  std::sort(idle.begin(), idle.end(), [&](int a, int b) {
     return groups_[static_cast<size_t>(a)].last_step < groups_[static_cast<size_t>(b)].last_step;
   });
-  return ready;
+  return idle;
+}
+
+int DecodeGroups::Ahead() const {
+  int next = -1;
+  for (size_t i = 0; i < groups_.size(); ++i) {
+    if (groups_[i].members.empty()) continue;
+    if (next < 0 || groups_[i].last_step < groups_[static_cast<size_t>(next)].last_step) {
+      next = static_cast<int>(i);
+    }
+  }
+  if (next < 0) return -1;
+  const Group& group = groups_[static_cast<size_t>(next)];
+  const bool ready =
+      group.in_flight < kStepsInFlightMax && MinPending(group.members) < kStepsInFlightMax;
+  return ready ? next : -1;
 }
 
 bool DecodeGroups::ChunkAllowed() const {

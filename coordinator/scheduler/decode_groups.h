@@ -24,10 +24,12 @@ class DecodeGroups {
     return groups_[static_cast<size_t>(group)].members;
   }
 
-  // The groups to send next, least recently sent first. kIdle: only groups that the pipeline has
-  // nothing of and with a sequence whose token is known; kAhead: also those one step ahead.
-  enum class Turn : uint8_t { kIdle, kAhead };
-  std::vector<int> Ready(Turn turn) const;
+  // Groups that the pipeline has nothing of and with a sequence whose token is known, least
+  // recently sent first.
+  std::vector<int> Idle() const;
+  // The group that may be sent one step ahead, -1 for none. Strictly in turn: two steps of one
+  // group behind each other would keep the first stage waiting for a token.
+  int Ahead() const;
 
   // Whether another chunk of prefill may go between the decode steps: each group sees at most
   // num_stages of them (the time one chunk needs for the whole pipeline) between two of its own.

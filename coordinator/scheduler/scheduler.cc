@@ -92,7 +92,11 @@ void Scheduler::Submit(RequestId id, GenerationRequest request,
   CHECK(by_id_.emplace(id, sequence.get()).second);
   waiting_.emplace(sequence->arrival, sequence.get());
   may_admit_ = true;
+  Sequence* added = sequence.get();
   sequences_.emplace(sequence->arrival, std::move(sequence));
+  if (absl::Status status = CheckRequest(added->request, limits_); !status.ok()) {
+    Finish(added, FinishReason::kError, std::move(status), now);
+  }
 }
 
 void Scheduler::Cancel(RequestId id, SchedulerTime now) {
@@ -219,6 +223,7 @@ void Scheduler::TakeToken(Sequence* sequence, const SequenceOutput& output, Sche
 void Scheduler::Finish(Sequence* sequence, FinishReason reason, absl::Status status,
                        SchedulerTime now) {
   sequence->finished = true;
+  ++num_finished_;
   by_id_.erase(sequence->id);
   GenerationResult result{.reason = reason, .status = std::move(status)};
   result.queued_ms = MillisBetween(sequence->submitted_at, sequence->first_step_at.value_or(now));

@@ -49,7 +49,7 @@ class Scheduler {
   // Everything in the stages is lost; OnPipelineReady follows. A failed result says the same.
   void OnPipelineLost();
 
-  // REQUIRES: a pipeline was ready before; CheckRequest(request, limits()) is OK; `id` is new.
+  // REQUIRES: a pipeline was ready before; `id` is new. What CheckRequest refuses ends at once.
   void Submit(RequestId id, GenerationRequest request, std::shared_ptr<GenerationSink> sink,
               SchedulerTime now);
   void Cancel(RequestId id, SchedulerTime now);
@@ -70,6 +70,8 @@ class Scheduler {
   int num_requests() const { return static_cast<int>(by_id_.size()); }  // not finished
   int num_waiting() const { return static_cast<int>(waiting_.size()); }
   int num_running() const;
+  int steps_in_flight() const { return static_cast<int>(in_flight_.size()); }
+  uint64_t num_finished() const { return num_finished_; }
   bool idle() const { return sequences_.empty() && in_flight_.empty(); }
   uint64_t num_preemptions() const { return num_preemptions_; }
 
@@ -132,6 +134,7 @@ class Scheduler {
   uint64_t next_arrival_ = 1;
   uint64_t next_step_ = 1;
   uint64_t num_preemptions_ = 0;
+  uint64_t num_finished_ = 0;
 
   std::map<uint64_t, std::unique_ptr<Sequence>> sequences_;  // by arrival; all that exist
   absl::flat_hash_map<RequestId, Sequence*> by_id_;          // those not finished

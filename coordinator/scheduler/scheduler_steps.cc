@@ -152,17 +152,15 @@ bool Scheduler::GrowPages(Sequence* sequence) {
 std::optional<Step> Scheduler::NextStep(SchedulerTime now) {
   if (!up_) return std::nullopt;
   Admit();
-  for (int group : groups_->Ready(DecodeGroups::Turn::kIdle)) {
+  for (int group : groups_->Idle()) {
     if (std::optional<Step> step = DecodeStep(group, now)) return step;
   }
   // Chunks go in front of steps that would only wait at the first stage for their token.
   if (prefill_in_flight_ < 2 * limits_.num_stages && groups_->ChunkAllowed()) {
     if (std::optional<Step> step = PrefillStep(now)) return step;
   }
-  for (int group : groups_->Ready(DecodeGroups::Turn::kAhead)) {
-    if (std::optional<Step> step = DecodeStep(group, now)) return step;
-  }
-  return std::nullopt;
+  const int ahead = groups_->Ahead();
+  return ahead < 0 ? std::nullopt : DecodeStep(ahead, now);
 }
 
 std::optional<Step> Scheduler::DecodeStep(int group, SchedulerTime now) {

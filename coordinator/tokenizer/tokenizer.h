@@ -33,9 +33,15 @@ class Tokenizer {
   // Any bytes are accepted. Cost: about linear in text.size().
   virtual std::vector<TokenId> Encode(std::string_view text, EncodeOptions options) const = 0;
 
+  // A rendered chat template: special tokens are parsed, and BOS is added where the file says so,
+  // unless the text begins with it, as most templates do themselves.
+  std::vector<TokenId> EncodeRendered(std::string_view text) const;
+
   // The bytes of one token; empty for control and unknown tokens unless `show_special`.
   // REQUIRES: 0 <= id < vocab_size().
+  // Unused tokens have none.
   virtual std::string_view Piece(TokenId id, bool show_special) const = 0;
+  // The pieces in a row, as bytes.
   std::string Decode(const std::vector<TokenId>& ids, bool show_special) const;
 
   virtual int vocab_size() const = 0;
@@ -45,6 +51,8 @@ class Tokenizer {
   virtual TokenId bos() const = 0;
   virtual TokenId eos() const = 0;
   virtual bool add_bos() const = 0;
+  // The first visible piece of a text begins with a space that Encode put there (SentencePiece).
+  virtual bool strips_leading_space() const = 0;
 };
 
 // Bytes to text, one token at a time: holds back an incomplete UTF-8 character until the rest

@@ -12,4 +12,11 @@ namespace packtrain {
 // The bytes as a GGUF file: what is accepted must lie inside them.
 std::string FuzzGguf(std::span<const std::byte> bytes);
 
+// The bytes as text, through a small tokenizer of every pre-tokenizer family: the text comes back,
+// control tokens only when asked for, and a stream shows nothing but UTF-8.
+std::string FuzzTokenizerText(std::span<const std::byte> bytes);
+
+// The bytes as a GGUF file with a tokenizer in it.
+std::string FuzzTokenizerFile(std::span<const std::byte> bytes);
+
 }  // namespace packtrain

@@ -60,7 +60,8 @@ StepResult FakeStages::Execute(const Step& step) {
     rows += part.num_tokens();
     RunPart(step, part, &result);
   }
-  if (last_step_ != 0 && step.id != last_step_ + 1) Violate(step, {}, "step ids do not follow each other");
+  if (last_step_ != 0 && step.id != last_step_ + 1)
+    Violate(step, {}, "step ids do not follow each other");
   if (rows == 0 || rows > limits_.max_tokens) Violate(step, {}, "too many rows, or none");
   last_step_ = step.id;
   return result;

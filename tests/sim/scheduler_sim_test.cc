@@ -13,37 +13,13 @@
 #include "absl/strings/str_format.h"
 #include "coordinator/scheduler/scheduler.h"
 #include "gtest/gtest.h"
+#include "tests/sim/recording_sink.h"
 #include "tests/sim/sim_pipeline.h"
 
 namespace packtrain {
 namespace {
 
 using std::chrono::microseconds;
-
-class RecordingSink : public GenerationSink {
- public:
-  void OnPromptDone(PromptResult done) override {
-    if (finished || prompt_done || !tokens.empty()) wrong_order = true;
-    prompt_done = true;
-    prompt = std::move(done);
-  }
-  void OnToken(TokenEvent token) override {
-    if (finished || !prompt_done) wrong_order = true;
-    tokens.push_back(token.id);
-  }
-  void OnFinish(GenerationResult r) override {
-    if (finished) wrong_order = true;
-    finished = true;
-    result = std::move(r);
-  }
-
-  bool prompt_done = false;
-  bool finished = false;
-  bool wrong_order = false;
-  PromptResult prompt;
-  std::vector<TokenId> tokens;
-  GenerationResult result;
-};
 
 struct Client {
   GenerationRequest request;

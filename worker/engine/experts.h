@@ -24,12 +24,16 @@ struct ExpertsRequest {
 class ExpertsClient {
  public:
   virtual ~ExpertsClient() = default;
+  // The engine says so before each Stage::Run; tells one step's requests from another's.
+  virtual void BeginStep(uint64_t step_id) { static_cast<void>(step_id); }
   // Posts the work of one layer; the stage computes the shared expert meanwhile. At most one
   // request is outstanding.
   virtual absl::Status Post(const ExpertsRequest& request) = 0;
   // y [tokens, hidden_dim]: per token the picks' results times their weights, summed in rank order
   // starting from 0. Errors: UNAVAILABLE (the worker is gone), DEADLINE_EXCEEDED.
   virtual absl::Status Await(float* y) = 0;
+  // Any thread: the outstanding request and all later ones end with UNAVAILABLE.
+  virtual void Close() {}
 };
 
 // The other side of the seam: computes what clients ask for.

@@ -1,22 +1,84 @@
 #include "worker/ops/thread_pool.h"
 
+#include <immintrin.h>
+#include <pthread.h>
+#include <sched.h>
+
 #include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <fstream>
+#include <string>
+#include <utility>
+
+#include "common/base/check.h"
 
 namespace packtrain {
+namespace {
 
-ThreadPool::ThreadPool(int num_threads) {
-  if (num_threads <= 0) num_threads = static_cast<int>(std::thread::hardware_concurrency());
-  num_threads = std::max(num_threads, 1);
+// Cores that the cgroup's CPU quota amounts to, rounded up; 0 without a quota.
+int CgroupQuotaCpus() {
+  std::ifstream file("/sys/fs/cgroup/cpu.max");
+  std::string quota;
+  double period = 0;
+  if (!(file >> quota >> period) || quota == "max" || period <= 0) return 0;
+  double value = 0;
+  if (std::sscanf(quota.c_str(), "%lf", &value) != 1) return 0;
+  return std::max(1, static_cast<int>((value + period - 1) / period));
+}
+
+void BindThread(pthread_t thread, int cpu) {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  CPU_SET(static_cast<size_t>(cpu), &set);
+  // A CPU that is offline or not allowed leaves the thread where it may run: slower, still right.
+  pthread_setaffinity_np(thread, sizeof(set), &set);
+}
+
+// Calls `ready` until it is true or `spin_us` have passed; says which.
+template <typename Ready>
+bool SpinUntil(int spin_us, Ready ready) {
+  if (ready()) return true;
+  if (spin_us <= 0) return false;
+  const auto end = std::chrono::steady_clock::now() + std::chrono::microseconds(spin_us);
+  do {
+    for (int i = 0; i < 64; ++i) {
+      if (ready()) return true;
+      _mm_pause();
+    }
+  } while (std::chrono::steady_clock::now() < end);
+  return ready();
+}
+
+}  // namespace
+
+int UsableCpus() {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  int cpus = static_cast<int>(std::thread::hardware_concurrency());
+  if (sched_getaffinity(0, sizeof(set), &set) == 0) cpus = CPU_COUNT(&set);
+  if (const int quota = CgroupQuotaCpus(); quota > 0) cpus = std::min(cpus, quota);
+  return std::max(cpus, 1);
+}
+
+int SpinBudget(int num_threads, int usable_cpus) { return num_threads < usable_cpus ? 50 : 0; }
+
+ThreadPool::ThreadPool(ThreadPoolOptions options) {
+  int num_threads = options.num_threads > 0 ? options.num_threads : UsableCpus();
+  spin_us_ = options.spin_us >= 0 ? options.spin_us : SpinBudget(num_threads, UsableCpus());
   threads_.reserve(static_cast<size_t>(num_threads - 1));
   for (int i = 1; i < num_threads; ++i) threads_.emplace_back([this, i] { RunThread(i); });
+  if (options.cpus.empty()) return;
+  for (size_t i = 0; i < static_cast<size_t>(num_threads); ++i) {
+    BindThread(i == 0 ? pthread_self() : threads_[i - 1].native_handle(),
+               options.cpus[i % options.cpus.size()]);
+  }
 }
 
 ThreadPool::~ThreadPool() {
-  {
-    MutexLock lock(&mutex_);
-    stop_ = true;
-  }
-  work_.NotifyAll();
+  stop_.store(true, std::memory_order_release);
+  calls_.fetch_add(1, std::memory_order_release);
+  calls_.notify_all();
   for (std::thread& thread : threads_) thread.join();
 }
 
@@ -26,45 +88,50 @@ void ThreadPool::ParallelFor(int count, absl::FunctionRef<void(int, int)> task) 
     for (int i = 0; i < count; ++i) task(i, 0);
     return;
   }
-  {
-    MutexLock lock(&mutex_);
-    next_.store(0, std::memory_order_relaxed);
-    task_ = &task;
-    count_ = count;
-    running_ = static_cast<int>(threads_.size());
-    ++round_;
+  CHECK(count <= kMaxTasks);
+  finished_.store(0, std::memory_order_relaxed);
+  task_.store(&task, std::memory_order_relaxed);
+  call_.store(static_cast<uint64_t>(count) << 32, std::memory_order_release);
+  calls_.fetch_add(1, std::memory_order_release);
+  calls_.notify_all();
+  finished_.fetch_add(RunTasks(0), std::memory_order_acq_rel);
+  for (;;) {
+    const int32_t finished = finished_.load(std::memory_order_acquire);
+    if (finished == count) return;
+    if (!SpinUntil(spin_us_,
+                   [&] { return finished_.load(std::memory_order_acquire) != finished; })) {
+      finished_.wait(finished, std::memory_order_acquire);
+    }
   }
-  work_.NotifyAll();
-  RunTasks(task, count, 0);
-  MutexLock lock(&mutex_);
-  while (running_ > 0) done_.Wait(&mutex_);
-  task_ = nullptr;
 }
 
-void ThreadPool::RunTasks(absl::FunctionRef<void(int, int)> task, int count, int thread) {
+int ThreadPool::RunTasks(int thread) {
+  int ran = 0;
   for (;;) {
-    const int i = next_.fetch_add(1, std::memory_order_relaxed);
-    if (i >= count) return;
-    task(i, thread);
+    const uint64_t call = call_.fetch_add(1, std::memory_order_acq_rel);
+    const auto count = static_cast<uint32_t>(call >> 32);
+    const auto next = static_cast<uint32_t>(call);
+    if (next >= count) return ran;
+    (*task_.load(std::memory_order_relaxed))(static_cast<int>(next), thread);
+    ++ran;
   }
+}
+
+void ThreadPool::AwaitCall(uint32_t seen) {
+  const auto called = [&] { return calls_.load(std::memory_order_acquire) != seen; };
+  if (!SpinUntil(spin_us_, called)) calls_.wait(seen, std::memory_order_acquire);
 }
 
 void ThreadPool::RunThread(int thread) {
-  uint64_t seen = 0;
+  uint32_t seen = 0;
   for (;;) {
-    const absl::FunctionRef<void(int, int)>* task = nullptr;
-    int count = 0;
-    {
-      MutexLock lock(&mutex_);
-      while (!stop_ && round_ == seen) work_.Wait(&mutex_);
-      if (stop_) return;
-      seen = round_;
-      task = task_;
-      count = count_;
-    }
-    RunTasks(*task, count, thread);
-    MutexLock lock(&mutex_);
-    if (--running_ == 0) done_.NotifyOne();
+    AwaitCall(seen);
+    if (stop_.load(std::memory_order_acquire)) return;
+    seen = calls_.load(std::memory_order_acquire);
+    const int ran = RunTasks(thread);
+    if (ran == 0) continue;
+    finished_.fetch_add(ran, std::memory_order_acq_rel);
+    finished_.notify_one();
   }
 }
 

@@ -3,13 +3,15 @@
 #include "absl/status/status.h"
 #include "worker/kernels/cpu/isa.h"
 #include "worker/kernels/cpu/kernels.h"
-#include "worker/kernels/cpu/tables.h"
+#include "worker/kernels/cpu/variants.h"
 
 namespace packtrain {
 namespace {
 
 // Best first.
 constexpr CpuKernels kVariants[] = {
+    {Isa::kAvx512, "avx512", Avx512WeightKernel},
+    {Isa::kAvx2, "avx2", Avx2WeightKernel},
     {Isa::kScalar, "scalar", ScalarWeightKernel},
 };
 

@@ -5,7 +5,7 @@
 #include <cstring>
 
 #include "common/quant/codec.h"
-#include "worker/kernels/cpu/tables.h"
+#include "worker/kernels/cpu/variants.h"
 
 namespace packtrain {
 namespace {

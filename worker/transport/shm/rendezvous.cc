@@ -130,7 +130,8 @@ absl::StatusOr<std::unique_ptr<SharedRegion>> RegionListener::Accept(size_t max_
                                                                      Clock::time_point deadline) {
   while (WaitReadable(socket_.get(), deadline)) {
     UniqueFd peer(accept4(socket_.get(), nullptr, nullptr, SOCK_CLOEXEC));
-    // The memory follows the connection at once: a peer that has come is not dropped for a deadline.
+    // The memory follows the connection at once: a peer that has come is not dropped for a
+    // deadline.
     if (!peer.valid() || !SameUser(peer.get()) ||
         !WaitReadable(peer.get(), Clock::now() + std::chrono::seconds(1))) {
       continue;
@@ -153,10 +154,9 @@ absl::StatusOr<std::unique_ptr<SharedRegion>> RegionListener::Accept(size_t max_
   return absl::DeadlineExceededError("the peer did not connect in time");
 }
 
-absl::StatusOr<std::unique_ptr<SharedRegion>> ShareRegion(const std::string& name, size_t bytes,
-                                                          Clock::time_point deadline,
-                                                          void (*initialize)(std::byte* data,
-                                                                             size_t bytes)) {
+absl::StatusOr<std::unique_ptr<SharedRegion>> ShareRegion(
+    const std::string& name, size_t bytes, Clock::time_point deadline,
+    const std::function<void(std::byte* data)>& initialize) {
   const UniqueFd memory(memfd_create("packtrain-channel", MFD_CLOEXEC | MFD_ALLOW_SEALING));
   if (!memory.valid() || ftruncate(memory.get(), static_cast<off_t>(bytes)) != 0 ||
       // Reserved now, so that a full memory is an error here and no fault later.
@@ -167,7 +167,7 @@ absl::StatusOr<std::unique_ptr<SharedRegion>> ShareRegion(const std::string& nam
   }
   void* const data = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, memory.get(), 0);
   if (data == MAP_FAILED) return SystemError(absl::StatusCode::kResourceExhausted, "mmap");
-  initialize(static_cast<std::byte*>(data), bytes);
+  initialize(static_cast<std::byte*>(data));
   auto region = std::make_unique<SharedRegion>(data, bytes, UniqueFd());
   sockaddr_un address;
   ASSIGN_OR_RETURN(const socklen_t address_size, AbstractAddress(name, &address));

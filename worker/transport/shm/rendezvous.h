@@ -6,8 +6,10 @@
 
 #include <chrono>
 #include <cstddef>
+#include <functional>
 #include <memory>
 #include <string>
+#include <utility>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -74,6 +76,6 @@ class RegionListener {
 // RESOURCE_EXHAUSTED.
 absl::StatusOr<std::unique_ptr<SharedRegion>> ShareRegion(
     const std::string& name, size_t bytes, std::chrono::steady_clock::time_point deadline,
-    void (*initialize)(std::byte* data, size_t bytes));
+    const std::function<void(std::byte* data)>& initialize);
 
 }  // namespace packtrain

@@ -171,9 +171,11 @@ class ShmTransport : public Transport {
 
   absl::StatusOr<std::unique_ptr<SendLink>> OpenSend(const ChannelId& channel, const PeerInfo& peer,
                                                      size_t max_bytes) override {
-    ASSIGN_OR_RETURN(auto region, ShareRegion(ShmChannelName(channel, peer.epoch),
-                                              ShmRing::RegionBytes(RingBytes(max_bytes)),
-                                              Clock::now() + kOpenTimeout, &ShmRing::Initialize));
+    const size_t region_bytes = ShmRing::RegionBytes(RingBytes(max_bytes));
+    ASSIGN_OR_RETURN(auto region, ShareRegion(ShmChannelName(channel, peer.epoch), region_bytes,
+                                              Clock::now() + kOpenTimeout, [=](std::byte* data) {
+                                                ShmRing::Initialize(data, region_bytes);
+                                              }));
     ASSIGN_OR_RETURN(auto ring, ShmRing::Attach(std::move(region), spin_));
     return std::make_unique<ShmSendLink>(std::move(ring), max_bytes);
   }

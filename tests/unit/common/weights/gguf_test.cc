@@ -7,8 +7,7 @@
 #include <gtest/gtest.h>
 #include <sys/stat.h>
 
-#include <cmath>
-#include <fstream>
+#include <cstring>
 
 #include "tests/support/gguf_writer.h"
 #include "tests/support/test_files.h"
@@ -96,6 +95,19 @@ TEST_F(GgufTest, EveryProperPrefixOfAFileIsRefused) {
     const auto cut = GgufFile::Parse(AsBytes(bytes_).first(size), "m.gguf");
     ASSERT_EQ(cut.status().code(), absl::StatusCode::kDataLoss) << size;
   }
+}
+
+TEST(GgufOpenTest, AnEndThatWrapsAroundIsRefused) {
+  GgufWriter writer;
+  writer.AddTensor("a", TensorType::kF16, {16}, std::string(32, 'a'));
+  writer.AddTensor("b", TensorType::kF16, {16}, std::string(32, 'b'));
+  std::string bytes = writer.Finish();
+  // Gives b, at offset 32, a size of 2^64 - 32 bytes.
+  const uint64_t dim = (uint64_t{1} << 63) - 16;
+  const size_t name = bytes.find("b", bytes.find("a") + 1);
+  std::memcpy(bytes.data() + name + 1 + sizeof(uint32_t), &dim, sizeof(dim));
+  const auto file = GgufFile::Parse(AsBytes(bytes), "m.gguf");
+  EXPECT_THAT(std::string(file.status().message()), StartsWith("[offset_range] m.gguf: "));
 }
 
 TEST(GgufOpenTest, SystemErrorsAreStatuses) {

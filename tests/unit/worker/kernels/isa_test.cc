@@ -17,11 +17,27 @@ TEST(IsaTest, UnknownNameIsRefusedAndListsWhatThereIs) {
   EXPECT_NE(kernels.status().message().find("scalar"), std::string::npos);
 }
 
-TEST(IsaTest, ScalarIsAlwaysThere) {
-  const auto kernels = SelectCpuKernels("scalar");
+TEST(IsaTest, AVariantIsGivenOnlyIfTheMachineHasIt) {
+  for (Isa isa : {Isa::kScalar, Isa::kAvx2, Isa::kAvx512}) {
+    const auto kernels = SelectCpuKernels(IsaName(isa));
+    if (IsaSupported(isa)) {
+      ASSERT_TRUE(kernels.ok()) << kernels.status();
+      EXPECT_EQ((*kernels)->isa, isa);
+      EXPECT_EQ((*kernels)->name, IsaName(isa));
+    } else {
+      EXPECT_EQ(kernels.status().code(), absl::StatusCode::kFailedPrecondition);
+    }
+  }
+}
+
+TEST(IsaTest, WithoutANameTheBestOneIsTaken) {
+  const auto kernels = SelectCpuKernels("");
   ASSERT_TRUE(kernels.ok());
-  EXPECT_EQ((*kernels)->isa, Isa::kScalar);
-  EXPECT_TRUE(SelectCpuKernels("").ok());
+  for (Isa isa : {Isa::kAvx512, Isa::kAvx2, Isa::kScalar}) {
+    if (!IsaSupported(isa)) continue;
+    EXPECT_EQ((*kernels)->isa, isa);
+    break;
+  }
 }
 
 }  // namespace

@@ -1,41 +1,68 @@
+// Aim: every task of every call runs exactly once, before the call returns, whatever the threads
+// do. Method: many short calls back to back (threads late for one call meet the next), counted per
+// task.
+
 #include "worker/ops/thread_pool.h"
 
 #include <gtest/gtest.h>
 
+#include <atomic>
+#include <chrono>
 #include <numeric>
+#include <thread>
+#include <vector>
 
 namespace packtrain {
 namespace {
 
-TEST(ThreadPoolTest, EveryTaskRunsOnceOnAThreadOfThePool) {
-  for (int threads : {1, 2, 5}) {
-    ThreadPool pool(threads);
-    EXPECT_EQ(pool.num_threads(), threads);
-    for (int count : {0, 1, 2, 100, 1000}) {
-      std::vector<int> runs(static_cast<size_t>(count));
-      std::vector<int> by_thread(static_cast<size_t>(threads));
-      pool.ParallelFor(count, [&](int i, int thread) {
-        ++runs[static_cast<size_t>(i)];
-        ++by_thread[static_cast<size_t>(thread)];
-      });
-      EXPECT_EQ(runs, std::vector<int>(static_cast<size_t>(count), 1));
-      EXPECT_EQ(std::accumulate(by_thread.begin(), by_thread.end(), 0), count);
-    }
+class ThreadPoolTest : public ::testing::TestWithParam<ThreadPoolOptions> {};
+
+TEST_P(ThreadPoolTest, RunsEveryTaskOfEveryCallOnce) {
+  ThreadPool pool(GetParam());
+  std::vector<int> runs(97);
+  int expected = 0;
+  for (int call = 0; call < 3000; ++call) {
+    const int count = call % 98;
+    pool.ParallelFor(count, [&](int i, int) { ++runs[static_cast<size_t>(i)]; });
+    expected += count;
+    ASSERT_EQ(std::accumulate(runs.begin(), runs.end(), 0), expected) << "call " << call;
   }
 }
 
-TEST(ThreadPoolTest, ResultsOfOneCallAreSeenByTheNext) {
-  ThreadPool pool(4);
-  std::vector<int> values(256, 0);
-  for (int round = 0; round < 200; ++round) {
-    // Each task reads what another thread may have written in the round before.
-    std::vector<int> next(values.size());
-    pool.ParallelFor(256, [&](int i, int) {
-      next[static_cast<size_t>(i)] = values[static_cast<size_t>((i + round) % 256)] + 1;
-    });
-    values = next;
+TEST_P(ThreadPoolTest, GivesEachTaskAThreadOfItsOwn) {
+  ThreadPool pool(GetParam());
+  std::vector<std::atomic<int>> inside(static_cast<size_t>(pool.num_threads()));
+  std::atomic<bool> shared{false};
+  pool.ParallelFor(500, [&](int, int thread) {
+    if (inside[static_cast<size_t>(thread)].fetch_add(1) != 0) shared = true;
+    std::this_thread::yield();
+    inside[static_cast<size_t>(thread)].fetch_sub(1);
+  });
+  EXPECT_FALSE(shared);
+}
+
+TEST_P(ThreadPoolTest, WakesThreadsThatSleep) {
+  ThreadPool pool(GetParam());
+  for (int round = 0; round < 3; ++round) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(2));
+    std::atomic<int> sum{0};
+    pool.ParallelFor(100, [&](int i, int) { sum += i; });
+    EXPECT_EQ(sum, 4950);
   }
-  EXPECT_EQ(values, std::vector<int>(256, 200));
+}
+
+INSTANTIATE_TEST_SUITE_P(Sizes, ThreadPoolTest,
+                         ::testing::Values(ThreadPoolOptions{.num_threads = 1},
+                                           ThreadPoolOptions{.num_threads = 2, .spin_us = 0},
+                                           ThreadPoolOptions{.num_threads = 3, .spin_us = 50},
+                                           ThreadPoolOptions{.num_threads = 8, .spin_us = 20},
+                                           ThreadPoolOptions{.num_threads = 2, .cpus = {0}}));
+
+TEST(SpinBudgetTest, NobodySpinsWhereSpinnersWouldTakeEveryCore) {
+  EXPECT_EQ(SpinBudget(2, 2), 0);
+  EXPECT_EQ(SpinBudget(4, 2), 0);
+  EXPECT_GT(SpinBudget(12, 16), 0);
+  EXPECT_GE(UsableCpus(), 1);
 }
 
 }  // namespace

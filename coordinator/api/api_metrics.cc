@@ -1,0 +1,82 @@
+#include "coordinator/api/api_metrics.h"
+
+#include <prometheus/counter.h>
+#include <prometheus/gauge.h>
+#include <prometheus/registry.h>
+#include <prometheus/text_serializer.h>
+
+#include <algorithm>
+#include <array>
+#include <string_view>
+#include <utility>
+
+namespace packtrain {
+namespace {
+
+constexpr std::array<std::string_view, 8> kPaths = {"/v1/chat/completions",
+                                                    "/v1/completions",
+                                                    "/v1/models",
+                                                    "/health",
+                                                    "/ready",
+                                                    "/metrics",
+                                                    "/tokenize",
+                                                    "/detokenize"};
+
+template <typename Family>
+prometheus::Family<Family>& Add(prometheus::detail::Builder<Family> builder, const char* name,
+                                const char* help, prometheus::Registry& registry) {
+  return builder.Name(name).Help(help).Register(registry);
+}
+
+}  // namespace
+
+struct ApiMetrics::Impl {
+  explicit Impl(std::shared_ptr<prometheus::Registry> shared)
+      : registry(std::move(shared)),
+        replies(Add(prometheus::BuildCounter(), "packtrain_http_requests_total",
+                    "Requests by path and status; 499 is a client that left", *registry)),
+        prompt_tokens(Add(prometheus::BuildCounter(), "packtrain_prompt_tokens_total",
+                          "Prompt tokens of completed requests", *registry)),
+        cached_tokens(Add(prometheus::BuildCounter(), "packtrain_cached_prompt_tokens_total",
+                          "Prompt tokens whose KV cache was reused", *registry)),
+        completion_tokens(Add(prometheus::BuildCounter(), "packtrain_completion_tokens_total",
+                              "Generated tokens of completed requests", *registry)),
+        connections(Add(prometheus::BuildGauge(), "packtrain_http_connections",
+                        "Open client connections", *registry)
+                        .Add({})) {}
+
+  std::shared_ptr<prometheus::Registry> registry;  // shared with the deployments
+  prometheus::Family<prometheus::Counter>& replies;
+  prometheus::Family<prometheus::Counter>& prompt_tokens;
+  prometheus::Family<prometheus::Counter>& cached_tokens;
+  prometheus::Family<prometheus::Counter>& completion_tokens;
+  prometheus::Gauge& connections;
+};
+
+ApiMetrics::ApiMetrics(std::shared_ptr<prometheus::Registry> registry)
+    : impl_(std::make_unique<Impl>(std::move(registry))) {}
+
+ApiMetrics::~ApiMetrics() = default;
+
+void ApiMetrics::CountReply(const std::string& path, int status) {
+  const auto known = std::find(kPaths.begin(), kPaths.end(), std::string_view(path));
+  impl_->replies
+      .Add({{"path", known == kPaths.end() ? "other" : path}, {"code", std::to_string(status)}})
+      .Increment();
+}
+
+void ApiMetrics::CountTokens(const std::string& model, int prompt, int cached, int completion) {
+  impl_->prompt_tokens.Add({{"model", model}}).Increment(prompt);
+  impl_->cached_tokens.Add({{"model", model}}).Increment(cached);
+  impl_->completion_tokens.Add({{"model", model}}).Increment(completion);
+}
+
+void ApiMetrics::SetConnections(size_t connections) {
+  impl_->connections.Set(static_cast<double>(connections));
+}
+
+std::string ApiMetrics::Serialize() const {
+  return prometheus::TextSerializer().Serialize(impl_->registry->Collect());
+}
+
+}  // namespace packtrain

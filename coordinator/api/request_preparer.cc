@@ -1,0 +1,140 @@
+#include "coordinator/api/request_preparer.h"
+
+#include <nlohmann/json.hpp>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "common/base/status_macros.h"
+#include "coordinator/api/api_error.h"
+#include "coordinator/api/deployment_table.h"
+
+namespace packtrain {
+namespace {
+
+using ::nlohmann::json;
+
+struct Target {
+  json body;
+  Deployment* deployment = nullptr;
+};
+
+absl::StatusOr<Target> ParseTarget(std::string_view text, const DeploymentTable& deployments) {
+  Target target;
+  ASSIGN_OR_RETURN(target.body, ParseBody(text));
+  ASSIGN_OR_RETURN(const std::string model, ParseModel(target.body));
+  ASSIGN_OR_RETURN(target.deployment, deployments.Find(model));
+  return target;
+}
+
+absl::Status CheckServes(const Deployment& deployment) {
+  const DeploymentState state = deployment.state();
+  if (state == DeploymentState::kReady || state == DeploymentState::kRecovering) {
+    return absl::OkStatus();
+  }
+  const std::string why = deployment.state_message();
+  return ApiStatus(absl::StatusCode::kUnavailable, "",
+                   absl::StrCat("the model \"", deployment.info().name, "\" is not ready: ",
+                                state == DeploymentState::kLoading ? "loading" : "failed",
+                                why.empty() ? "" : ", ", why),
+                   "model_not_ready");
+}
+
+// Whatever goes wrong inside a template is for the sender to know: neither waiting nor another
+// server would help, except where the interpreter itself is the trouble.
+absl::Status TemplateStatus(const absl::Status& status) {
+  if (absl::IsFailedPrecondition(status) || absl::IsUnavailable(status)) {
+    return ApiStatus(status.code(), "", std::string(status.message()), "chat_template_unavailable");
+  }
+  return FieldError("messages", std::string(status.message()), "chat_template_failed");
+}
+
+bool EndsInsideThink(std::string_view prompt) {
+  const size_t end = prompt.find_last_not_of(" \t\r\n");
+  return end != std::string_view::npos && prompt.substr(0, end + 1).ends_with("<think>");
+}
+
+absl::Status RenderChat(const Deployment& deployment, PreparedCompletion* prepared) {
+  const ChatTemplate* chat_template = deployment.chat_template();
+  if (chat_template == nullptr) {
+    return FieldError("messages",
+                      absl::StrCat("the model \"", deployment.info().name,
+                                   "\" has no chat template; use /v1/completions"),
+                      "no_chat_template");
+  }
+  CompletionRequest& request = prepared->request;
+  absl::StatusOr<std::string> text = chat_template->Render(request.template_variables);
+  if (!text.ok()) return TemplateStatus(text.status());
+  prepared->starts_in_reasoning = EndsInsideThink(*text);
+  const Tokenizer& tokenizer = deployment.tokenizer();
+  CompletionRequest::Prompt prompt{.text = *std::move(text)};
+  // Templates print the first special tokens themselves, except some that leave BOS to us.
+  prompt.ids = tokenizer.Encode(prompt.text, {.add_special = false, .parse_special = true});
+  if (tokenizer.add_bos() && (prompt.ids.empty() || prompt.ids.front() != tokenizer.bos())) {
+    prompt.ids.insert(prompt.ids.begin(), tokenizer.bos());
+  }
+  request.template_variables.clear();
+  request.prompts.push_back(std::move(prompt));
+  return absl::OkStatus();
+}
+
+absl::Status EncodePrompts(const Deployment& deployment, CompletionRequest* request) {
+  const char* field = request->kind == CompletionKind::kChat ? "messages" : "prompt";
+  const int context = deployment.info().context_length;
+  for (CompletionRequest::Prompt& prompt : request->prompts) {
+    if (request->kind == CompletionKind::kText && !prompt.is_ids) {
+      prompt.ids =
+          deployment.tokenizer().Encode(prompt.text, {.add_special = true, .parse_special = true});
+    }
+    if (prompt.ids.empty()) {
+      return FieldError(field, absl::StrCat(field, " has no tokens; at least one is needed"));
+    }
+    if (prompt.ids.size() >= static_cast<size_t>(context)) {
+      return FieldError(
+          field,
+          absl::StrCat("the prompt has ", prompt.ids.size(), " tokens; the context holds ", context,
+                       " tokens of prompt and output together"),
+          "context_length_exceeded");
+    }
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::StatusOr<PreparedCompletion> PrepareCompletion(CompletionKind kind, std::string_view body,
+                                                     const DeploymentTable& deployments) {
+  ASSIGN_OR_RETURN(Target target, ParseTarget(body, deployments));
+  RETURN_IF_ERROR(CheckServes(*target.deployment));
+  PreparedCompletion prepared;
+  prepared.deployment = target.deployment;
+  ASSIGN_OR_RETURN(prepared.request, kind == CompletionKind::kChat
+                                         ? ParseChatCompletion(target.body, *target.deployment)
+                                         : ParseTextCompletion(target.body, *target.deployment));
+  target.body = json();
+  if (kind == CompletionKind::kChat) RETURN_IF_ERROR(RenderChat(*target.deployment, &prepared));
+  RETURN_IF_ERROR(EncodePrompts(*target.deployment, &prepared.request));
+  return prepared;
+}
+
+absl::StatusOr<std::string> Tokenize(std::string_view body, const DeploymentTable& deployments) {
+  ASSIGN_OR_RETURN(const Target target, ParseTarget(body, deployments));
+  ASSIGN_OR_RETURN(const TokenizeRequest request, ParseTokenize(target.body));
+  const std::vector<TokenId> ids = target.deployment->tokenizer().Encode(
+      request.text, {.add_special = request.add_special, .parse_special = request.parse_special});
+  return json({{"tokens", ids},
+               {"count", ids.size()},
+               {"max_model_len", target.deployment->info().context_length}})
+      .dump();
+}
+
+absl::StatusOr<std::string> Detokenize(std::string_view body, const DeploymentTable& deployments) {
+  ASSIGN_OR_RETURN(const Target target, ParseTarget(body, deployments));
+  const Tokenizer& tokenizer = target.deployment->tokenizer();
+  ASSIGN_OR_RETURN(const std::vector<TokenId> ids, ParseDetokenize(target.body, tokenizer));
+  const std::string text = tokenizer.Decode(ids, /*show_special=*/true);
+  // Two servers, two names for the same text; clients of both are served.
+  return json({{"content", text}, {"prompt", text}})
+      .dump(-1, ' ', false, json::error_handler_t::replace);
+}
+
+}  // namespace packtrain

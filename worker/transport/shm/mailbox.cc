@@ -1,0 +1,259 @@
+#include "worker/transport/shm/mailbox.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+#include <new>
+#include <string>
+#include <utility>
+
+#include "absl/strings/str_format.h"
+#include "common/base/check.h"
+#include "common/base/status_macros.h"
+#include "common/rpc/status.h"
+#include "worker/transport/shm/futex.h"
+
+namespace packtrain {
+
+// Fields that different sides write stand on different cache lines.
+struct MailboxHeader {
+  uint64_t magic;
+  uint32_t max_tokens, hidden_dim, top_k_max;
+  std::atomic<uint32_t> closed;
+
+  alignas(64) std::atomic<uint64_t> request;  // written by the client after the request's data
+  SharedEvent request_event;
+  uint32_t layer, tokens, top_k;
+
+  alignas(64) std::atomic<uint64_t> reply;  // the request's word, written after the reply's data
+  SharedEvent reply_event;
+  uint32_t code;
+  char message[160];
+};
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+constexpr uint64_t kMagic = 0x31584f424c4d5450;
+constexpr size_t kHeaderBytes = 4096;
+static_assert(sizeof(MailboxHeader) <= kHeaderBytes);
+
+size_t Align(size_t bytes) { return (bytes + 63) & ~size_t{63}; }
+
+// Where the arrays stand behind the header.
+struct Layout {
+  explicit Layout(const MailboxShape& shape) {
+    const auto tokens = static_cast<size_t>(shape.max_tokens);
+    const size_t row = tokens * static_cast<size_t>(shape.hidden_dim) * sizeof(float);
+    const size_t picks = tokens * static_cast<size_t>(shape.top_k) * sizeof(float);
+    x = kHeaderBytes;
+    ids = x + Align(row);
+    weights = ids + Align(picks);
+    y = weights + Align(picks);
+    bytes = y + Align(row);
+  }
+  size_t x, ids, weights, y, bytes;
+};
+
+template <typename T>
+T* At(const SharedRegion& region, size_t offset) {
+  return reinterpret_cast<T*>(region.data() + offset);
+}
+
+uint64_t SequenceWord(uint64_t epoch, uint64_t step, uint64_t layer, uint64_t piece) {
+  return (epoch & 0xffff) << 48 | (step & 0xffffff) << 24 | (layer & 0xfff) << 12 | (piece & 0xfff);
+}
+
+}  // namespace
+
+MailboxClient::MailboxClient(std::unique_ptr<SharedRegion> region, const MailboxShape& shape,
+                             const Options& options)
+    : region_(std::move(region)),
+      header_(At<MailboxHeader>(*region_, 0)),
+      shape_(shape),
+      options_(options) {}
+
+absl::StatusOr<std::unique_ptr<MailboxClient>> MailboxClient::Connect(const std::string& name,
+                                                                      const MailboxShape& shape,
+                                                                      const Options& options,
+                                                                      Clock::time_point deadline) {
+  ASSIGN_OR_RETURN(auto region,
+                   ShareRegion(name, Layout(shape).bytes, deadline, [&shape](std::byte* data) {
+                     auto* header = new (data) MailboxHeader{};
+                     header->max_tokens = static_cast<uint32_t>(shape.max_tokens);
+                     header->hidden_dim = static_cast<uint32_t>(shape.hidden_dim);
+                     header->top_k_max = static_cast<uint32_t>(shape.top_k);
+                     header->magic = kMagic;
+                   }));
+  return std::unique_ptr<MailboxClient>(new MailboxClient(std::move(region), shape, options));
+}
+
+MailboxClient::~MailboxClient() { Close(); }
+
+void MailboxClient::BeginStep(uint64_t step_id) {
+  step_ = step_id;
+  piece_ = 0;
+}
+
+absl::Status MailboxClient::Post(const ExpertsRequest& request) {
+  if (request.tokens < 1 || request.tokens > shape_.max_tokens || request.top_k < 1 ||
+      request.top_k > shape_.top_k || request.hidden_dim != shape_.hidden_dim) {
+    return absl::InvalidArgumentError(absl::StrFormat(
+        "experts request of %d tokens, top_k %d, hidden_dim %d; the mailbox holds %d, %d, %d",
+        request.tokens, request.top_k, request.hidden_dim, shape_.max_tokens, shape_.top_k,
+        shape_.hidden_dim));
+  }
+  const Layout layout(shape_);
+  const auto tokens = static_cast<size_t>(request.tokens);
+  const size_t picks = tokens * static_cast<size_t>(request.top_k);
+  reply_values_ = tokens * static_cast<size_t>(request.hidden_dim);
+  std::memcpy(region_->data() + layout.x, request.x, reply_values_ * sizeof(float));
+  std::memcpy(region_->data() + layout.ids, request.ids, picks * sizeof(int32_t));
+  std::memcpy(region_->data() + layout.weights, request.weights, picks * sizeof(float));
+  header_->layer = static_cast<uint32_t>(request.layer);
+  header_->tokens = static_cast<uint32_t>(request.tokens);
+  header_->top_k = static_cast<uint32_t>(request.top_k);
+  sequence_ = SequenceWord(options_.epoch, step_, static_cast<uint64_t>(request.layer), ++piece_);
+  header_->request.store(sequence_, std::memory_order_release);
+  header_->request_event.Notify();
+  deadline_ = Clock::now() + options_.timeout;
+  return absl::OkStatus();
+}
+
+absl::Status MailboxClient::Await(float* y) {
+  const auto answered = [this] {
+    return header_->reply.load(std::memory_order_acquire) == sequence_;
+  };
+  const auto ready = [&] {
+    return answered() || header_->closed.load(std::memory_order_relaxed) != 0;
+  };
+  const auto alive = [this] { return region_->PeerAlive(); };
+  WaitShared(&header_->reply_event, options_.spin, deadline_, ready, alive);
+  if (!answered()) {
+    if (header_->closed.load() != 0 || !alive()) {
+      return absl::UnavailableError("the experts worker is gone");
+    }
+    return absl::DeadlineExceededError(
+        absl::StrFormat("the experts worker did not answer layer %d within %d ms", header_->layer,
+                        options_.timeout.count()));
+  }
+  if (header_->code != 0) {
+    const size_t length = strnlen(header_->message, sizeof header_->message);
+    return StatusFromWire(header_->code, std::string(header_->message, length));
+  }
+  std::memcpy(y, region_->data() + Layout(shape_).y, reply_values_ * sizeof(float));
+  return absl::OkStatus();
+}
+
+void MailboxClient::Close() {
+  header_->closed.store(1);
+  header_->request_event.Notify();
+  header_->reply_event.Notify();
+}
+
+class MailboxServer::Impl {
+ public:
+  Impl(std::unique_ptr<RegionListener> listener, const MailboxShape& shape,
+       std::chrono::nanoseconds spin)
+      : listener_(std::move(listener)), shape_(shape), spin_(spin) {}
+
+  absl::Status Serve(ExpertsBackend* backend) {
+    RETURN_IF_ERROR(Accept());
+    uint64_t served = header_->request.load(std::memory_order_acquire);
+    if (served != 0) RETURN_IF_ERROR(Answer(served, backend));
+    while (true) {
+      const auto ready = [&] {
+        return header_->request.load(std::memory_order_acquire) != served || closed();
+      };
+      const bool called = WaitShared(&header_->request_event, spin_, Clock::time_point::max(),
+                                     ready, [this] { return region_->PeerAlive(); });
+      if (stop_) return absl::CancelledError("the server was closed");
+      if (!called || closed()) return absl::UnavailableError("the stage is gone");
+      served = header_->request.load(std::memory_order_acquire);
+      RETURN_IF_ERROR(Answer(served, backend));
+    }
+  }
+
+  void Close() { stop_ = true; }
+
+ private:
+  bool closed() const { return stop_ || header_->closed.load(std::memory_order_relaxed) != 0; }
+
+  absl::Status Accept() {
+    constexpr std::chrono::milliseconds kSlice(20);
+    const size_t bytes = Layout(shape_).bytes;
+    while (region_ == nullptr) {
+      if (stop_) return absl::CancelledError("the server was closed");
+      auto region = listener_->Accept(bytes, Clock::now() + kSlice);
+      if (absl::IsDeadlineExceeded(region.status())) continue;
+      ASSIGN_OR_RETURN(region_, std::move(region));
+    }
+    listener_ = nullptr;
+    header_ = At<MailboxHeader>(*region_, 0);
+    if (region_->size() != bytes || header_->magic != kMagic ||
+        header_->max_tokens != static_cast<uint32_t>(shape_.max_tokens) ||
+        header_->hidden_dim != static_cast<uint32_t>(shape_.hidden_dim) ||
+        header_->top_k_max != static_cast<uint32_t>(shape_.top_k)) {
+      return absl::DataLossError(absl::StrFormat(
+          "experts mailbox of %d bytes has another shape than max_tokens %d, hidden_dim %d, "
+          "top_k %d",
+          region_->size(), shape_.max_tokens, shape_.hidden_dim, shape_.top_k));
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status Answer(uint64_t sequence, ExpertsBackend* backend) {
+    const Layout layout(shape_);
+    ExpertsRequest request;
+    const uint32_t layer = header_->layer, tokens = header_->tokens, top_k = header_->top_k;
+    if (tokens < 1 || tokens > static_cast<uint32_t>(shape_.max_tokens) || top_k < 1 ||
+        top_k > static_cast<uint32_t>(shape_.top_k) || layer > 0xffff) {
+      return absl::DataLossError(
+          absl::StrFormat("experts request of %d tokens, top_k %d; the mailbox holds %d, %d",
+                          tokens, top_k, shape_.max_tokens, shape_.top_k));
+    }
+    request.layer = static_cast<int>(layer);
+    request.tokens = static_cast<int>(tokens);
+    request.top_k = static_cast<int>(top_k);
+    request.hidden_dim = shape_.hidden_dim;
+    const size_t picks = size_t{tokens} * top_k;
+    const auto* ids = At<const int32_t>(*region_, layout.ids);
+    ids_.assign(ids, ids + picks);
+    request.ids = ids_.data();
+    request.x = At<const float>(*region_, layout.x);
+    request.weights = At<const float>(*region_, layout.weights);
+    const absl::Status status = backend->Compute(request, At<float>(*region_, layout.y));
+    header_->code = WireCode(status);
+    const size_t length = std::min(status.message().size(), sizeof header_->message - 1);
+    std::memcpy(header_->message, status.message().data(), length);
+    header_->message[length] = '\0';
+    header_->reply.store(sequence, std::memory_order_release);
+    header_->reply_event.Notify();
+    return absl::OkStatus();
+  }
+
+  std::unique_ptr<RegionListener> listener_;
+  const MailboxShape shape_;
+  const std::chrono::nanoseconds spin_;
+  std::unique_ptr<SharedRegion> region_;
+  MailboxHeader* header_ = nullptr;
+  std::vector<int32_t> ids_;
+  std::atomic<bool> stop_{false};
+};
+
+MailboxServer::MailboxServer(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+MailboxServer::~MailboxServer() = default;
+
+absl::StatusOr<std::unique_ptr<MailboxServer>> MailboxServer::Listen(
+    const std::string& name, const MailboxShape& shape, std::chrono::nanoseconds spin) {
+  CHECK(shape.max_tokens > 0 && shape.hidden_dim > 0 && shape.top_k > 0);
+  ASSIGN_OR_RETURN(auto listener, RegionListener::Listen(name));
+  return std::unique_ptr<MailboxServer>(
+      new MailboxServer(std::make_unique<Impl>(std::move(listener), shape, spin)));
+}
+
+absl::Status MailboxServer::Serve(ExpertsBackend* backend) { return impl_->Serve(backend); }
+void MailboxServer::Close() { impl_->Close(); }
+
+}  // namespace packtrain
