@@ -49,7 +49,8 @@ TEST_P(ExactnessTest, ChunksAndThreadsDoNotMatter) {
   for (int threads : {1, 2, 3}) {
     ModelRunner runner(model_, {.threads = threads});
     for (int chunk : {1, 7, 64, kWhole}) {
-      EXPECT_EQ(runner.Prefill(ids_, 0, chunk), wanted) << threads << " threads, chunks of " << chunk;
+      EXPECT_EQ(runner.Prefill(ids_, 0, chunk), wanted)
+          << threads << " threads, chunks of " << chunk;
     }
   }
 }
@@ -86,7 +87,8 @@ TEST_P(ExactnessTest, NeighboursInTheBatchDoNotMatter) {
   size_t done[3] = {};
   for (int step = 0; done[0] < ids_.size() || done[1] < ids_.size(); ++step) {
     std::vector<SlotRows> batch;
-    const size_t wish[3] = {5, step % 3 == 0 ? size_t{0} : size_t{11}, step % 2 == 0 ? size_t{1} : size_t{0}};
+    const size_t wish[3] = {5, step % 3 == 0 ? size_t{0} : size_t{11},
+                            step % 2 == 0 ? size_t{1} : size_t{0}};
     for (size_t slot : {size_t{2}, size_t{1}, size_t{0}}) {
       const std::vector<TokenId>& ids = slot == 2 ? other : ids_;
       const size_t rows = std::min(wish[slot], ids.size() - done[slot]);
@@ -101,7 +103,9 @@ TEST_P(ExactnessTest, NeighboursInTheBatchDoNotMatter) {
     for (const SlotRows& rows : batch) {
       const size_t count = rows.tokens.size() * vocab_;
       std::vector<float>* out = rows.slot == 0 ? &first : &second;
-      if (rows.slot < 2) out->insert(out->end(), logits.begin(), logits.begin() + static_cast<std::ptrdiff_t>(count));
+      if (rows.slot < 2)
+        out->insert(out->end(), logits.begin(),
+                    logits.begin() + static_cast<std::ptrdiff_t>(count));
       logits = logits.subspan(count);
       done[rows.slot] += rows.tokens.size();
     }
@@ -117,10 +121,8 @@ TEST_P(ExactnessTest, ASharedPrefixGivesTheSameBitsAsItsOwn) {
   const std::vector<float> wanted = Reference();
   const std::span<const TokenId> ids(ids_);
   ModelRunner runner(model_, {.num_slots = 2, .num_snapshots = 1});
-  const SlotRows prefix = {.slot = 0,
-                           .start = 0,
-                           .tokens = {ids.begin(), ids.begin() + kShared},
-                           .save_snapshot = 0};
+  const SlotRows prefix = {
+      .slot = 0, .start = 0, .tokens = {ids.begin(), ids.begin() + kShared}, .save_snapshot = 0};
   runner.Step({&prefix, 1});
 
   std::vector<int32_t> pages(runner.pages(1).begin(), runner.pages(1).end());
@@ -142,7 +144,8 @@ TEST_P(ExactnessTest, ASharedPrefixGivesTheSameBitsAsItsOwn) {
 
   // The first is not disturbed by the other's token at the same position.
   const std::vector<float> rest = runner.Prefill(ids.subspan(kShared), kShared, kWhole);
-  EXPECT_TRUE(std::equal(rest.begin(), rest.end(), wanted.begin() + static_cast<std::ptrdiff_t>(kShared * vocab_)));
+  EXPECT_TRUE(std::equal(rest.begin(), rest.end(),
+                         wanted.begin() + static_cast<std::ptrdiff_t>(kShared * vocab_)));
 
   // The other, taken back to the snapshot, continues as the first did.
   other.tokens = ids.subspan(kShared);

@@ -42,8 +42,8 @@ std::vector<Case> Cases() {
       if (entry.path().extension() != ".gguf") continue;
       const std::string name = entry.path().stem().string();
       const bool f32 = name.find("f32") != std::string::npos;
-      cases.push_back({name, entry.path().string(), goldens + "/golden/" + name,
-                       f32 ? "f32" : "deq-f32"});
+      cases.push_back(
+          {name, entry.path().string(), goldens + "/golden/" + name, f32 ? "f32" : "deq-f32"});
     }
   }
   std::sort(cases.begin(), cases.end(),

@@ -110,10 +110,10 @@ void CpuStage::PrepareState(const Ubatch& ubatch) {
   }
 }
 
-void CpuStage::ReadBundle(const Bundle& in, float* hidden) {
+absl::Status CpuStage::ReadBundle(const Bundle& in, float* hidden) {
   const BundleTensor& tensor = *in.Find(kHidden);
   std::memcpy(hidden, tensor.data.data(), tensor.data.size());
-  if (!SelectionCrosses(spec_.first_layer)) return;
+  if (!SelectionCrosses(spec_.first_layer)) return absl::OkStatus();
   Selection& selection = run_.selection;
   const auto top_k = static_cast<size_t>(selection.top_k);
   const int32_t* chosen = in.Find(kSelection)->i32();
@@ -127,8 +127,13 @@ void CpuStage::ReadBundle(const Bundle& in, float* hidden) {
       if (position < 0 || position > run_.positions[row]) continue;
       selection.positions[row * top_k + static_cast<size_t>(count++)] = position;
     }
+    if (count == 0) {
+      return absl::InvalidArgumentError(
+          absl::StrFormat("bundle tensor %s has no visible position for row %d", kSelection, row));
+    }
     selection.counts[row] = count;
   }
+  return absl::OkStatus();
 }
 
 void CpuStage::WriteBundle(const Ubatch& ubatch, const float* hidden, Bundle* out) {
@@ -165,7 +170,7 @@ absl::Status CpuStage::Run(const Ubatch& ubatch, const Bundle& in, Bundle* out) 
   if (spec_.embeds) {
     Embed(run_, embedding_, hidden);
   } else {
-    ReadBundle(in, hidden);
+    RETURN_IF_ERROR(ReadBundle(in, hidden));
   }
   for (DecoderLayer& layer : layers_) RETURN_IF_ERROR(layer.Run(&run_, hidden));
   if (config_.has_recurrent_state()) {

@@ -45,7 +45,7 @@ class CpuStage : public Stage {
   absl::Status Bind(const ModelTensors& tensors, const WeightSource& source);
   absl::Status Check(const Ubatch& ubatch, const Bundle& in) const;
   void PrepareState(const Ubatch& ubatch);
-  void ReadBundle(const Bundle& in, float* hidden);
+  absl::Status ReadBundle(const Bundle& in, float* hidden);
   void WriteBundle(const Ubatch& ubatch, const float* hidden, Bundle* out);
   bool SelectionCrosses(int layer) const;
 

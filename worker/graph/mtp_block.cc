@@ -11,8 +11,7 @@ MtpBlock::MtpBlock(const ModelConfig& config, const MtpOptions& options)
     : config_(config),
       options_(options),
       pool_(options.threads),
-      cache_(config, config.num_layers, config.num_layers + 1, options.kv_cache,
-             options.num_pages),
+      cache_(config, config.num_layers, config.num_layers + 1, options.kv_cache, options.num_pages),
       run_(config, OpContext{.kernels = options.kernels, .pool = &pool_}) {
   run_.cache = &cache_;
 }
@@ -22,9 +21,8 @@ absl::StatusOr<std::unique_ptr<MtpBlock>> MtpBlock::Create(const ModelConfig& co
                                                            const WeightSource& source,
                                                            const MtpOptions& options) {
   if (!tensors.has_mtp()) {
-    return absl::FailedPreconditionError(
-        absl::StrFormat("the file has no tensors of an MTP block (blk.%d.nextn.*)",
-                        config.num_layers));
+    return absl::FailedPreconditionError(absl::StrFormat(
+        "the file has no tensors of an MTP block (blk.%d.nextn.*)", config.num_layers));
   }
   std::unique_ptr<MtpBlock> block(new MtpBlock(config, options));
   RETURN_IF_ERROR(block->Bind(tensors, source));

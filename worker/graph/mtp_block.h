@@ -36,7 +36,8 @@ class MtpBlock {
 
   // Row i of a sequence is at position p = start + i and takes
   //   tokens[i]     the token at p
-  //   hidden row i  [hidden_dim] the trunk's final hidden state at p - 1 (zeros for p = 0), or for a
+  //   hidden row i  [hidden_dim] the trunk's final hidden state at p - 1 (zeros for p = 0), or for
+  //   a
   //                 chained draft this block's own hidden state of the draft before
   // and predicts the token at p + 1. It attends to all rows of its cache before it.
   // Errors: those of CpuStage::Run.

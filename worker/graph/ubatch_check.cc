@@ -15,13 +15,13 @@ absl::Status CheckSequence(const UbatchSequence& sequence, const UbatchLimits& l
   if (sequence.slot < 0 || sequence.slot >= limits.num_slots) {
     return error("slot", sequence.slot, limits.num_slots - 1);
   }
-  if (sequence.start < 0 || sequence.rows < 1 ||
-      sequence.start > config.context_length - sequence.rows) {
-    return error("end position", int64_t{sequence.start} + sequence.rows, config.context_length);
+  if (sequence.start < 0) return error("start", sequence.start, config.context_length - 1);
+  if (sequence.rows < 1 || sequence.tokens.size() != static_cast<size_t>(sequence.rows)) {
+    return absl::InvalidArgumentError(absl::StrFormat(
+        "slot %d: %d token ids for %d rows", sequence.slot, sequence.tokens.size(), sequence.rows));
   }
-  if (sequence.tokens.size() != static_cast<size_t>(sequence.rows)) {
-    return error("number of token ids", static_cast<int64_t>(sequence.tokens.size()),
-                 sequence.rows);
+  if (sequence.start > config.context_length - sequence.rows) {
+    return error("end position", int64_t{sequence.start} + sequence.rows, config.context_length);
   }
   for (TokenId token : sequence.tokens) {
     if (token < 0 || token >= config.vocab_size) {
@@ -39,7 +39,8 @@ absl::Status CheckSequence(const UbatchSequence& sequence, const UbatchLimits& l
     }
   }
   for (int32_t snapshot : {sequence.restore_snapshot, sequence.save_snapshot}) {
-    if (snapshot >= limits.num_snapshots) return error("snapshot", snapshot, limits.num_snapshots - 1);
+    if (snapshot >= limits.num_snapshots)
+      return error("snapshot", snapshot, limits.num_snapshots - 1);
   }
   return absl::OkStatus();
 }

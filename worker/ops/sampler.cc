@@ -59,8 +59,8 @@ void Sampler::Penalise(const Input& input) {
     for (TokenId id : input.ids.subspan(prompt)) ++counts_[Index(id)];
     for (size_t id = 0; id < logits_.size(); ++id) {
       if (counts_[id] == 0) continue;
-      logits_[id] -= params.presence_penalty +
-                     params.frequency_penalty * static_cast<float>(counts_[id]);
+      logits_[id] -=
+          params.presence_penalty + params.frequency_penalty * static_cast<float>(counts_[id]);
     }
   }
   for (float& logit : logits_) logit = Clean(logit);
@@ -111,11 +111,11 @@ TokenId Sampler::Draw(const SamplingParams& params, size_t position) const {
   double best_score = -std::numeric_limits<double>::infinity();
   for (TokenId id : kept_) {
     const auto word = static_cast<uint32_t>(id);
-    const std::array<uint32_t, 4> random = Philox4x32(
-        {word / 4, params.choice, static_cast<uint32_t>(position), 0}, params.seed);
+    const std::array<uint32_t, 4> random =
+        Philox4x32({word / 4, params.choice, static_cast<uint32_t>(position), 0}, params.seed);
     const double uniform = (random[word % 4] + 0.5) * 0x1p-32;
-    const double score = logits_[Index(id)] / static_cast<double>(params.temperature) -
-                         std::log(-std::log(uniform));
+    const double score =
+        logits_[Index(id)] / static_cast<double>(params.temperature) - std::log(-std::log(uniform));
     if (score > best_score || (score == best_score && id < best)) {
       best = id;
       best_score = score;
@@ -129,8 +129,7 @@ TokenId Sampler::Sample(const Input& input) {
   logits_.assign(input.logits.begin(), input.logits.end());
   Penalise(input);
   if (params.temperature <= 0.0F) {
-    return static_cast<TokenId>(std::max_element(logits_.begin(), logits_.end()) -
-                                logits_.begin());
+    return static_cast<TokenId>(std::max_element(logits_.begin(), logits_.end()) - logits_.begin());
   }
   KeepTop(params);
   return Draw(params, input.ids.size());

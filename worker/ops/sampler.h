@@ -17,17 +17,16 @@ namespace packtrain {
 class Sampler {
  public:
   struct Input {
-    std::span<const float> logits;         // [vocab_size]; NaN counts as impossible
+    std::span<const float> logits;  // [vocab_size]; NaN counts as impossible
     const SamplingParams* params = nullptr;
-    std::span<const TokenId> ids;          // of the sequence so far, all below vocab_size
-    int32_t prompt_tokens = 0;             // how many of them are prompt
+    std::span<const TokenId> ids;  // of the sequence so far, all below vocab_size
+    int32_t prompt_tokens = 0;     // how many of them are prompt
   };
 
   // In this order: logit bias; repetition, presence and frequency penalties; temperature; top-k,
   // top-p of what is left, min-p; Gumbel-max over what is kept, with noise that is a function of
-  // (seed, choice, number of ids so far, token id). Ties go to the lower id. Temperature 0 takes the
-  // best after bias and penalties.
-  // Cost: a few passes over the logits.
+  // (seed, choice, number of ids so far, token id). Ties go to the lower id. Temperature 0 takes
+  // the best after bias and penalties. Cost: a few passes over the logits.
   TokenId Sample(const Input& input);
 
   // Log-probabilities by the logits as they are: that of `token`, and the `top` largest, best
@@ -40,8 +39,8 @@ class Sampler {
   void KeepTop(const SamplingParams& params);
   TokenId Draw(const SamplingParams& params, size_t position) const;
 
-  std::vector<float> logits_;   // modified copy
-  std::vector<TokenId> kept_;   // candidates
+  std::vector<float> logits_;    // modified copy
+  std::vector<TokenId> kept_;    // candidates
   std::vector<int32_t> counts_;  // per id, of the output
 };
 
