@@ -52,7 +52,6 @@ struct EngineOptions {
   bool first = true;
   bool last = true;
   int num_slots = 0;
-  int num_pages = 0;
   std::chrono::milliseconds step_timeout{60'000};
 };
 

@@ -1,0 +1,199 @@
+#include "common/weights/segment.h"
+
+#include <fcntl.h>
+#include <linux/magic.h>
+#include <linux/memfd.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/vfs.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstdio>
+#include <cstring>
+#include <fstream>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "common/base/status_macros.h"
+#include "common/weights/direct_reader.h"
+#include "common/weights/gguf.h"
+
+namespace packtrain {
+namespace {
+
+constexpr uint64_t kHugePage = 2 << 20;
+constexpr uint64_t kAlignment = 64;
+
+uint64_t RoundUp(uint64_t value, uint64_t to) { return (value + to - 1) / to * to; }
+
+void AppendInteger(std::string* out, uint64_t value, size_t bytes) {
+  for (size_t i = 0; i < bytes; ++i) out->push_back(static_cast<char>(value >> (8 * i) & 0xff));
+}
+
+void AppendString(std::string* out, const std::string& value) {
+  AppendInteger(out, value.size(), 4);
+  out->append(value);
+}
+
+// Which files these are: sizes, and a hash of all their metadata.
+std::string Identity(const GgufFile& file) {
+  std::string identity;
+  for (const GgufFile::Shard& shard : file.shards()) {
+    uint64_t hash = 0xcbf29ce484222325;
+    for (const std::byte b : shard.bytes.first(shard.data_offset)) {
+      hash = (hash ^ static_cast<uint64_t>(b)) * 0x100000001b3;
+    }
+    absl::StrAppendFormat(&identity, "%d:%016x ", shard.bytes.size(), hash);
+  }
+  return identity;
+}
+
+// Bytes by name, as /proc/meminfo tells them; 0 if absent.
+uint64_t MemInfo(const std::string& name, uint64_t unit) {
+  std::ifstream in("/proc/meminfo");
+  std::string key, rest;
+  uint64_t value = 0;
+  while (in >> key >> value && std::getline(in, rest)) {
+    if (key == name + ":") return value * unit;
+  }
+  return 0;
+}
+
+absl::Status SystemError(const std::string& what) {
+  return absl::ResourceExhaustedError(absl::StrFormat("%s: %s", what, std::strerror(errno)));
+}
+
+// A mapping that ends with the scope unless taken.
+class Mapping {
+ public:
+  Mapping(int fd, uint64_t bytes, int protection)
+      : data_(mmap(nullptr, bytes, protection, MAP_SHARED, fd, 0)), bytes_(bytes) {}
+  ~Mapping() {
+    if (valid()) munmap(data_, bytes_);
+  }
+  bool valid() const { return data_ != MAP_FAILED; }
+  std::byte* data() const { return static_cast<std::byte*>(data_); }
+  void* Take() { return std::exchange(data_, MAP_FAILED); }
+
+ private:
+  void* data_;
+  uint64_t bytes_;
+};
+
+absl::Status Fill(int fd, const GgufFile& file, const SegmentLayout& layout,
+                  const SegmentFillOptions& options) {
+  const Mapping mapping(fd, layout.bytes, PROT_READ | PROT_WRITE);
+  if (!mapping.valid()) return SystemError(absl::StrCat("mapping ", layout.bytes, " bytes"));
+  // A wish only: kernels that give shared memory no huge pages say no.
+  madvise(mapping.data(), layout.bytes, MADV_HUGEPAGE);
+  std::vector<DirectRead> reads;
+  for (const SegmentLayout::Entry& entry : layout.entries) {
+    reads.push_back({entry.tensor->shard, entry.tensor->file_offset, entry.tensor->bytes,
+                     mapping.data() + entry.offset});
+  }
+  std::vector<std::string> paths;
+  for (const GgufFile::Shard& shard : file.shards()) paths.push_back(shard.path);
+  RETURN_IF_ERROR(ReadDirect(paths, std::move(reads), options.threads, options.progress));
+  std::memcpy(mapping.data(), layout.header.data(), layout.header.size());
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+SegmentLayout PlanSegment(const GgufFile& file, std::span<const GgufTensor* const> tensors) {
+  SegmentLayout layout;
+  std::string names;
+  // Offsets depend on the header's size, which depends on the names only.
+  const std::string identity = Identity(file);
+  uint64_t header_bytes = 8 + 8 + 8 + 4 + 4 + 4 + identity.size() + 4;
+  for (const GgufTensor* t : tensors) header_bytes += 4 + t->name.size() + 8 + 8;
+  uint64_t offset = RoundUp(header_bytes, kAlignment);
+  std::string table;
+  for (const GgufTensor* t : tensors) {
+    layout.entries.push_back({t, offset});
+    AppendString(&table, t->name);
+    AppendInteger(&table, offset, 8);
+    AppendInteger(&table, t->bytes, 8);
+    offset = RoundUp(offset + t->bytes, kAlignment);
+  }
+  layout.bytes = RoundUp(offset, kHugePage);
+  layout.header = "PTSEGM01";
+  AppendInteger(&layout.header, header_bytes, 8);
+  AppendInteger(&layout.header, layout.bytes, 8);
+  AppendString(&layout.header, "gguf");
+  AppendString(&layout.header, identity);
+  AppendInteger(&layout.header, tensors.size(), 4);
+  layout.header += table;
+  return layout;
+}
+
+absl::StatusOr<int> CreateSegment(uint64_t bytes) {
+  const uint64_t huge = MemInfo("HugePages_Free", kHugePage) - MemInfo("HugePages_Rsvd", kHugePage);
+  const bool use_huge = huge >= bytes;
+  const uint64_t available = MemInfo("MemAvailable", 1024);
+  if (!use_huge && bytes > available) {
+    return absl::ResourceExhaustedError(absl::StrFormat(
+        "weights need %.1f GiB of memory, %.1f GiB are available",
+        static_cast<double>(bytes) / (1 << 30), static_cast<double>(available) / (1 << 30)));
+  }
+  const unsigned huge_flags = use_huge ? MFD_HUGETLB | MFD_HUGE_2MB : 0U;
+  const int fd = memfd_create("packtrain-weights", MFD_CLOEXEC | MFD_ALLOW_SEALING | huge_flags);
+  if (fd < 0) return SystemError("memfd_create");
+  if (ftruncate(fd, static_cast<off_t>(bytes)) != 0) {
+    close(fd);
+    return SystemError(absl::StrCat("segment of ", bytes, " bytes"));
+  }
+  return fd;
+}
+
+absl::StatusOr<std::unique_ptr<Segment>> Segment::Open(int fd, const GgufFile& file,
+                                                       const SegmentLayout& layout,
+                                                       const SegmentFillOptions& options) {
+  struct stat info {};
+  const int seals = fcntl(fd, F_GET_SEALS);
+  if (seals < 0 || fstat(fd, &info) != 0) {
+    return absl::FailedPreconditionError(
+        absl::StrFormat("descriptor %d is no weight segment: %s", fd, std::strerror(errno)));
+  }
+  if (static_cast<uint64_t>(info.st_size) != layout.bytes) {
+    return absl::FailedPreconditionError(absl::StrFormat("weight segment has %d bytes, %s needs %d",
+                                                         info.st_size, file.path(), layout.bytes));
+  }
+  auto segment = std::unique_ptr<Segment>(new Segment);
+  segment->was_filled_ = (seals & F_SEAL_WRITE) != 0;
+  if (!segment->was_filled_) {
+    RETURN_IF_ERROR(Fill(fd, file, layout, options));
+    if (fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE | F_SEAL_SEAL) != 0) {
+      return SystemError("sealing the weight segment");
+    }
+  }
+  Mapping mapping(fd, layout.bytes, PROT_READ);
+  if (!mapping.valid()) return SystemError(absl::StrCat("mapping ", layout.bytes, " bytes"));
+  if (std::memcmp(mapping.data(), layout.header.data(), layout.header.size()) != 0) {
+    return absl::FailedPreconditionError(
+        absl::StrFormat("weight segment holds other tensors than %s needs", file.path()));
+  }
+  madvise(mapping.data(), layout.bytes, MADV_HUGEPAGE);
+  struct statfs fs {};
+  const bool hugetlb = fstatfs(fd, &fs) == 0 && fs.f_type == HUGETLBFS_MAGIC;
+  segment->pages_ = hugetlb ? "hugetlb" : "4 KiB or transparent huge pages";
+  segment->bytes_ = layout.bytes;
+  segment->data_ = static_cast<const std::byte*>(mapping.Take());
+  for (const SegmentLayout::Entry& entry : layout.entries) {
+    segment->tensors_[entry.tensor->name] = {segment->data_ + entry.offset, entry.tensor->bytes};
+  }
+  return segment;
+}
+
+Segment::~Segment() {
+  if (data_ != nullptr) munmap(const_cast<std::byte*>(data_), bytes_);
+}
+
+std::span<const std::byte> Segment::Find(const std::string& name) const {
+  const auto it = tensors_.find(name);
+  return it == tensors_.end() ? std::span<const std::byte>() : it->second;
+}
+
+}  // namespace packtrain

@@ -1,0 +1,80 @@
+#pragma once
+
+// Weights in RAM: a sealed memfd with the tensors of one worker, in the file's own layout. The
+// coordinator creates it before it starts the worker and keeps it open, so it outlives the worker:
+// a replacement maps the finished segment and reads nothing from the disk. A seal against writing
+// is what says "finished".
+//
+// Bytes: magic "PTSEGM01", u64 header bytes, u64 total bytes, then as (u32 length, bytes) strings
+// the name of the layout ("gguf": tensors as in the file) and the model's identity, a u32 count and
+// per tensor its name as such a string, u64 offset and u64 bytes; all little-endian. Tensors begin
+// at multiples of 64.
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "absl/container/flat_hash_map.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+
+namespace packtrain {
+
+class GgufFile;
+struct GgufTensor;
+
+struct SegmentLayout {
+  struct Entry {
+    const GgufTensor* tensor = nullptr;  // borrowed from the file
+    uint64_t offset = 0;
+  };
+  std::vector<Entry> entries;
+  std::string header;  // the segment's first bytes
+  uint64_t bytes = 0;  // of the whole segment, a multiple of 2 MiB
+};
+
+// The same for the same file and tensors, in this and any other process.
+SegmentLayout PlanSegment(const GgufFile& file, std::span<const GgufTensor* const> tensors);
+
+// An unfilled segment: a close-on-exec descriptor that the caller owns. In huge pages if enough are
+// reserved. Errors: RESOURCE_EXHAUSTED if that much memory is not available.
+absl::StatusOr<int> CreateSegment(uint64_t bytes);
+
+struct SegmentFillOptions {
+  int threads = 4;  // that read; each takes 8 MiB of buffer
+  // Bytes done and in total; some times a second, from the calling thread.
+  std::function<void(uint64_t done, uint64_t total)> progress;
+};
+
+// A finished segment, mapped read-only.
+class Segment {
+ public:
+  // Fills the segment behind `fd` (borrowed) by parallel direct reads and seals it; if it is sealed
+  // already, only maps it. Errors: FAILED_PRECONDITION if it holds something else, DATA_LOSS if
+  // the file is shorter than its header says, RESOURCE_EXHAUSTED.
+  static absl::StatusOr<std::unique_ptr<Segment>> Open(int fd, const GgufFile& file,
+                                                       const SegmentLayout& layout,
+                                                       const SegmentFillOptions& options);
+  ~Segment();
+  Segment(const Segment&) = delete;
+  Segment& operator=(const Segment&) = delete;
+
+  // Empty if the segment does not hold the tensor.
+  std::span<const std::byte> Find(const std::string& name) const;
+  bool was_filled() const { return was_filled_; }  // before Open
+  const char* pages() const { return pages_; }     // "hugetlb", "4 KiB or transparent huge pages"
+
+ private:
+  Segment() = default;
+
+  const std::byte* data_ = nullptr;
+  uint64_t bytes_ = 0;
+  bool was_filled_ = false;
+  const char* pages_ = "";
+  absl::flat_hash_map<std::string, std::span<const std::byte>> tensors_;
+};
+
+}  // namespace packtrain

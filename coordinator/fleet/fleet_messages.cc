@@ -1,0 +1,169 @@
+#include "coordinator/fleet/fleet_messages.h"
+
+#include <algorithm>
+#include <thread>
+
+#include "absl/strings/str_cat.h"
+#include "common/base/status_macros.h"
+#include "common/model/weight_segment.h"
+#include "common/weights/gguf.h"
+
+namespace packtrain {
+namespace {
+
+void SetRange(const LayerRange& in, v1::LayerRange* out) {
+  out->set_first(static_cast<uint32_t>(in.first));
+  out->set_last(static_cast<uint32_t>(in.last));
+}
+
+// The first stage embeds, the last has the head.
+bool IsFirst(const DeploymentPlan& plan, const WorkerPlan& worker) {
+  for (const WorkerPlan& w : plan.workers) {
+    if (w.role == WorkerRole::kStage) return w.name == worker.name;
+  }
+  return false;
+}
+bool IsLast(const DeploymentPlan& plan, const WorkerPlan& worker) {
+  for (auto w = plan.workers.rbegin(); w != plan.workers.rend(); ++w) {
+    if (w->role == WorkerRole::kStage) return w->name == worker.name;
+  }
+  return false;
+}
+
+std::vector<Shard> ShardsOf(const DeploymentPlan& plan, const WorkerPlan& worker) {
+  if (worker.role == WorkerRole::kStage) {
+    return {{.first_layer = worker.layers.first,
+             .last_layer = worker.layers.last,
+             .embeds = IsFirst(plan, worker),
+             .has_head = IsLast(plan, worker),
+             .first_experts = worker.resident_experts.first,
+             .last_experts = worker.resident_experts.last}};
+  }
+  std::vector<std::pair<int, int>> layers;
+  for (const LayerRange& r : worker.expert_layers) layers.emplace_back(r.first, r.last);
+  return ExpertsShards(layers);
+}
+
+}  // namespace
+
+uint64_t DecodeBytes(const DeploymentPlan& plan) {
+  return sizeof(float) * static_cast<uint64_t>(std::max(plan.hidden_dim, 1));
+}
+
+uint32_t SpinMicroseconds(const DeploymentPlan& plan) {
+  constexpr uint32_t kSpin = 50;
+  const int cores = static_cast<int>(std::thread::hardware_concurrency());
+  int spinners = 1;
+  for (const WorkerPlan& w : plan.workers) {
+    if (w.address.empty()) spinners += w.threads > 0 ? w.threads : cores;
+  }
+  return spinners <= cores ? kSpin : 0;
+}
+
+bool ServesStage(const WorkerPlan& experts, const WorkerPlan& stage) {
+  return std::any_of(experts.expert_layers.begin(), experts.expert_layers.end(),
+                     [&](const LayerRange& r) {
+                       return r.first < stage.layers.last && stage.layers.first < r.last;
+                     });
+}
+
+absl::Status CreateSegments(const DeploymentPlan& plan,
+                            std::vector<std::unique_ptr<FleetWorker>>* workers) {
+  ASSIGN_OR_RETURN(const auto file, GgufFile::Open(plan.model_path));
+  ASSIGN_OR_RETURN(const ModelConfig config, ReadModelConfig(*file));
+  ASSIGN_OR_RETURN(const ModelTensors tensors, ModelTensors::Resolve(config, *file));
+  for (auto& worker : *workers) {
+    if (!worker->local()) continue;
+    const SegmentLayout layout =
+        PlanShardSegment(*file, config, tensors, ShardsOf(plan, worker->plan()));
+    const auto fd = CreateSegment(layout.bytes);
+    if (!fd.ok()) {
+      return absl::Status(fd.status().code(),
+                          absl::StrCat(worker->name(), ": ", std::string(fd.status().message())));
+    }
+    worker->set_segment_fd(*fd);
+  }
+  return absl::OkStatus();
+}
+
+v1::CoordinatorMessage LoadMessage(const DeploymentPlan& plan, const FleetWorker& worker,
+                                   uint32_t spin_us) {
+  v1::CoordinatorMessage message;
+  v1::Load* load = message.mutable_load();
+  load->set_model_path(plan.model_path);
+  load->set_threads(static_cast<uint32_t>(worker.plan().threads));
+  load->set_segment_fd(worker.segment_fd());
+  load->set_spin_us(worker.local() ? spin_us : 0);
+  if (worker.stage()) {
+    v1::StageSpec* stage = load->mutable_stage();
+    SetRange(worker.plan().layers, stage->mutable_layers());
+    SetRange(worker.plan().resident_experts, stage->mutable_resident_experts());
+    stage->set_embeds(IsFirst(plan, worker.plan()));
+    stage->set_has_head(IsLast(plan, worker.plan()));
+    stage->set_kv_cache(static_cast<uint32_t>(plan.kv_cache));
+    stage->set_num_pages(static_cast<uint32_t>(plan.num_pages));
+    stage->set_num_slots(static_cast<uint32_t>(plan.num_slots));
+    stage->set_num_snapshots(static_cast<uint32_t>(plan.num_snapshots));
+    stage->set_max_tokens(static_cast<uint32_t>(plan.max_tokens));
+    return message;
+  }
+  v1::ExpertsSpec* experts = load->mutable_experts();
+  experts->set_max_tokens(static_cast<uint32_t>(plan.max_tokens));
+  for (const LayerRange& r : worker.plan().expert_layers) SetRange(r, experts->add_layers());
+  return message;
+}
+
+v1::CoordinatorMessage MeasureMessage(const DeploymentPlan& plan, const v1::PeerInfo& peer,
+                                      bool initiator, const std::vector<std::string>& transports) {
+  v1::CoordinatorMessage message;
+  v1::MeasureHop* measure = message.mutable_measure_hop();
+  *measure->mutable_peer() = peer;
+  measure->set_initiator(initiator);
+  for (const std::string& t : transports) measure->add_transports(t);
+  measure->add_payload_bytes(DecodeBytes(plan));
+  measure->add_payload_bytes(DecodeBytes(plan) * static_cast<uint64_t>(plan.max_tokens));
+  return message;
+}
+
+v1::CoordinatorMessage ConnectMessage(const FleetWorker& worker,
+                                      const std::vector<FleetWorker*>& all, const LinkNames& names,
+                                      uint64_t epoch, std::chrono::milliseconds step_timeout) {
+  v1::CoordinatorMessage message;
+  v1::Connect* connect = message.mutable_connect();
+  connect->set_epoch(epoch);
+  connect->set_step_timeout_ms(static_cast<uint32_t>(step_timeout.count()));
+  const auto fill = [](v1::Link* link, const FleetWorker& peer, const std::string& transport) {
+    *link->mutable_peer() = peer.peer();
+    link->set_transport(transport);
+  };
+  FleetWorker* first = nullptr;
+  FleetWorker* last = nullptr;
+  for (FleetWorker* w : all) {
+    if (!w->stage()) continue;
+    if (first == nullptr) first = w;
+    last = w;
+  }
+  for (const auto& [pair, transport] : names) {
+    const auto& [from, to] = pair;
+    const bool sends = from == &worker;
+    if (!sends && to != &worker) continue;
+    if (!to->stage()) {
+      if (sends) {
+        v1::Connect::ExpertsLink* experts = connect->add_experts();
+        fill(experts->mutable_link(), *to, transport);
+        for (const LayerRange& r : to->plan().expert_layers) SetRange(r, experts->add_layers());
+      } else {
+        fill(connect->add_clients(), *from, transport);
+      }
+    } else if (from == last && to == first) {
+      fill(sends ? connect->mutable_tokens_to() : connect->mutable_tokens_from(),
+           sends ? *to : *from, transport);
+    } else {
+      fill(sends ? connect->mutable_downstream() : connect->mutable_upstream(), sends ? *to : *from,
+           transport);
+    }
+  }
+  return message;
+}
+
+}  // namespace packtrain

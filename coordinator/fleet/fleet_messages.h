@@ -1,0 +1,43 @@
+#pragma once
+
+// What the fleet says to its workers, made from the plan.
+
+#include <chrono>
+#include <map>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "coordinator/fleet/fleet_worker.h"
+#include "coordinator/placement/plan.h"
+
+namespace packtrain {
+
+// The chosen transport of each pair that is to be joined: (stage, next stage) and (stage, experts).
+using LinkNames = std::map<std::pair<FleetWorker*, FleetWorker*>, std::string>;
+
+// Payload of a hop that carries one token.
+uint64_t DecodeBytes(const DeploymentPlan& plan);
+
+// How long threads may spin: 0 if all threads of the workers started here together with the
+// coordinator outnumber the cores.
+uint32_t SpinMicroseconds(const DeploymentPlan& plan);
+
+bool ServesStage(const WorkerPlan& experts, const WorkerPlan& stage);
+
+// A weight segment for each worker that is started here, sized by the file's headers.
+// Errors: what reading the model says; RESOURCE_EXHAUSTED.
+absl::Status CreateSegments(const DeploymentPlan& plan,
+                            std::vector<std::unique_ptr<FleetWorker>>* workers);
+
+v1::CoordinatorMessage LoadMessage(const DeploymentPlan& plan, const FleetWorker& worker,
+                                   uint32_t spin_us);
+v1::CoordinatorMessage MeasureMessage(const DeploymentPlan& plan, const v1::PeerInfo& peer,
+                                      bool initiator, const std::vector<std::string>& transports);
+v1::CoordinatorMessage ConnectMessage(const FleetWorker& worker,
+                                      const std::vector<FleetWorker*>& all, const LinkNames& names,
+                                      uint64_t epoch, std::chrono::milliseconds step_timeout);
+
+}  // namespace packtrain

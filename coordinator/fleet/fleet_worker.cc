@@ -1,0 +1,73 @@
+#include "coordinator/fleet/fleet_worker.h"
+
+#include <unistd.h>
+
+#include <thread>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "common/base/status_macros.h"
+
+namespace packtrain {
+
+FleetWorker::FleetWorker(WorkerPlan plan, Options options)
+    : plan_(std::move(plan)), options_(std::move(options)) {}
+
+FleetWorker::~FleetWorker() {
+  Stop();
+  if (segment_fd_ >= 0) close(segment_fd_);
+}
+
+absl::Status FleetWorker::Start(uint64_t epoch, WorkerConnection::Events events,
+                                std::chrono::milliseconds timeout,
+                                const std::function<bool()>& keep_waiting) {
+  Stop();
+  std::string address = plan_.address;
+  if (local()) {
+    // A new name each time: the socket of a killed worker stays behind.
+    address = absl::StrCat("unix:", options_.socket_directory, "/", plan_.name, ".", ++starts_);
+    std::vector<std::string> arguments = {"--listen", address, "--device", plan_.device};
+    if (!options_.data_host.empty()) {
+      arguments.insert(arguments.end(), {"--data-listen", absl::StrCat(options_.data_host, ":0")});
+      if (options_.insecure) arguments.emplace_back("--insecure");
+    }
+    std::vector<int> inherited;
+    if (segment_fd_ >= 0) inherited.push_back(segment_fd_);
+    ASSIGN_OR_RETURN(process_, WorkerProcess::Start(options_.binary, arguments, inherited));
+  }
+  lost = false;
+  ASSIGN_OR_RETURN(connection_,
+                   WorkerConnection::Connect(
+                       address, std::move(events), std::chrono::steady_clock::now() + timeout,
+                       [&] { return keep_waiting() && (!local() || process_->Ended().empty()); }));
+  v1::CoordinatorMessage message;
+  v1::Join* join = message.mutable_join();
+  join->set_worker_id(absl::StrCat(options_.deployment, "/", plan_.name));
+  join->set_epoch(epoch);
+  join->set_protocol_version(1);
+  ASSIGN_OR_RETURN(const v1::WorkerMessage answer,
+                   connection_->Call(message, v1::WorkerMessage::kJoined, timeout));
+  peer_ = answer.joined().peer();
+  return absl::OkStatus();
+}
+
+void FleetWorker::Stop() {
+  connection_ = nullptr;
+  process_ = nullptr;
+}
+
+void FleetWorker::Shutdown() {
+  if (local() && process_ != nullptr) process_->Terminate();
+}
+
+std::string FleetWorker::Diagnose(const std::string& why) {
+  if (process_ == nullptr) return why;
+  // A killed process closes its sockets a little before it can be waited for.
+  for (int i = 0; i < 20 && process_->Ended().empty(); ++i) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  }
+  const std::string ended = process_->Ended();
+  return ended.empty() ? why : ended;
+}
+
+}  // namespace packtrain

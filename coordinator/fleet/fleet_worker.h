@@ -1,0 +1,68 @@
+#pragma once
+
+// One worker of a deployment as the fleet sees it: its process, its connection, what it told.
+
+#include <atomic>
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "absl/status/status.h"
+#include "coordinator/fleet/worker_connection.h"
+#include "coordinator/fleet/worker_process.h"
+#include "coordinator/placement/plan.h"
+#include "proto/control.pb.h"
+
+namespace packtrain {
+
+class FleetWorker {
+ public:
+  struct Options {
+    std::string deployment;
+    std::string binary;
+    std::string socket_directory;
+    std::string data_host;  // where other hosts reach workers of this one; empty: no other hosts
+    bool insecure = false;
+  };
+
+  FleetWorker(WorkerPlan plan, Options options);
+  // Closes the segment; ends the process if it runs here.
+  ~FleetWorker();
+
+  // Starts the process unless it runs elsewhere, connects and joins under `epoch`. A former process
+  // and connection are ended. Called from the thread that lives as long as the fleet.
+  absl::Status Start(uint64_t epoch, WorkerConnection::Events events,
+                     std::chrono::milliseconds timeout, const std::function<bool()>& keep_waiting);
+  // Ends the connection and the process started here.
+  void Stop();
+  // Tells a worker started here to end.
+  void Shutdown();
+
+  // Adds what is known about the end of the process to `why`.
+  std::string Diagnose(const std::string& why);
+
+  const WorkerPlan& plan() const { return plan_; }
+  const std::string& name() const { return plan_.name; }
+  bool local() const { return plan_.address.empty(); }
+  bool stage() const { return plan_.role == WorkerRole::kStage; }
+  const v1::PeerInfo& peer() const { return peer_; }
+  void set_epoch(uint64_t epoch) { peer_.set_epoch(epoch); }
+  // Null until started.
+  WorkerConnection* connection() { return connection_.get(); }
+  int segment_fd() const { return segment_fd_; }
+  void set_segment_fd(int fd) { segment_fd_ = fd; }
+
+  // The stream has ended by itself; the connection is of no more use.
+  std::atomic<bool> lost{false};
+
+ private:
+  const WorkerPlan plan_;
+  const Options options_;
+  int starts_ = 0;
+  int segment_fd_ = -1;
+  v1::PeerInfo peer_;
+  std::unique_ptr<WorkerProcess> process_;
+  std::unique_ptr<WorkerConnection> connection_;
+};
+
+}  // namespace packtrain

@@ -1,0 +1,32 @@
+#pragma once
+
+// Which transport joins two workers.
+
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "coordinator/placement/plan.h"
+
+namespace packtrain {
+
+namespace v1 {
+class HopMeasured;
+class PeerInfo;
+}  // namespace v1
+
+// Those that can join the two, in the order of preference; one if a pin applies. The first matching
+// pin counts. Errors: INVALID_ARGUMENT if a pin names a transport that cannot join them,
+// FAILED_PRECONDITION if none can.
+absl::StatusOr<std::vector<std::string>> CandidateTransports(const v1::PeerInfo& a,
+                                                             const std::string& a_name,
+                                                             const v1::PeerInfo& b,
+                                                             const std::string& b_name,
+                                                             const std::vector<LinkPin>& pins);
+
+// The fastest for `decode_bytes`; those within 5 % of it are told apart by their time for the
+// largest size measured, then by their order in `candidates`.
+std::string FastestTransport(const std::vector<std::string>& candidates,
+                             const v1::HopMeasured& measured, uint64_t decode_bytes);
+
+}  // namespace packtrain

@@ -1,0 +1,155 @@
+#include "coordinator/fleet/worker_connection.h"
+
+#include <grpcpp/grpcpp.h>
+
+#include <optional>
+#include <thread>
+#include <utility>
+
+#include "absl/strings/str_format.h"
+#include "common/base/mutex.h"
+#include "common/rpc/channel.h"
+#include "common/rpc/status.h"
+#include "proto/control.grpc.pb.h"
+#include "proto/health.grpc.pb.h"
+
+namespace packtrain {
+
+class WorkerConnection::Impl {
+ public:
+  Impl(const std::string& address, const std::shared_ptr<grpc::Channel>& channel, Events events)
+      : events_(std::move(events)),
+        control_(v1::Worker::NewStub(channel)),
+        health_(grpc::health::v1::Health::NewStub(OpenChannel(address))) {
+    stream_ = control_->Control(&context_);
+    reader_ = std::thread([this] { Read(); });
+  }
+
+  ~Impl() {
+    {
+      MutexLock lock(&mutex_);
+      ending_ = true;
+    }
+    context_.TryCancel();
+    reader_.join();
+  }
+
+  bool Send(const v1::CoordinatorMessage& message) {
+    MutexLock lock(&write_mutex_);
+    return stream_->Write(message);
+  }
+
+  void Begin(const v1::CoordinatorMessage& request, int answer) {
+    {
+      MutexLock lock(&mutex_);
+      expected_ = answer;
+      answer_.reset();
+    }
+    Send(request);
+  }
+
+  absl::StatusOr<v1::WorkerMessage> Finish(std::chrono::milliseconds timeout) {
+    const auto deadline = std::chrono::steady_clock::now() + timeout;
+    MutexLock lock(&mutex_);
+    while (!answer_) {
+      if (!lost_.ok()) return lost_;
+      if (!changed_.WaitUntil(&mutex_, deadline) && !answer_ && lost_.ok()) {
+        return absl::DeadlineExceededError("the worker did not answer in time");
+      }
+    }
+    expected_ = 0;
+    v1::WorkerMessage answer = *std::exchange(answer_, std::nullopt);
+    if (answer.has_failed()) {
+      return StatusFromWire(answer.failed().code(), answer.failed().message());
+    }
+    return answer;
+  }
+
+  absl::Status CheckHealth(std::chrono::milliseconds timeout) {
+    grpc::ClientContext context;
+    context.set_deadline(std::chrono::system_clock::now() + timeout);
+    grpc::health::v1::HealthCheckResponse response;
+    const grpc::Status status = health_->Check(&context, {}, &response);
+    if (!status.ok()) return FromGrpc(status);
+    if (response.status() == grpc::health::v1::HealthCheckResponse::SERVING) {
+      return absl::OkStatus();
+    }
+    return absl::UnavailableError("the worker says that it is not serving");
+  }
+
+ private:
+  void Read() {
+    v1::WorkerMessage message;
+    while (stream_->Read(&message)) {
+      if (!TakeAnswer(message)) events_.message(message);
+    }
+    absl::Status status = FromGrpc(stream_->Finish());
+    if (status.ok()) status = absl::UnavailableError("the worker ended the control stream");
+    bool report = false;
+    {
+      MutexLock lock(&mutex_);
+      lost_ = status;
+      report = !ending_;
+      changed_.NotifyAll();
+    }
+    if (report) events_.lost(status);
+  }
+
+  bool TakeAnswer(const v1::WorkerMessage& message) {
+    MutexLock lock(&mutex_);
+    if (expected_ == 0) return false;
+    if (!message.has_failed() && message.message_case() != expected_) return false;
+    answer_ = message;
+    changed_.NotifyAll();
+    return true;
+  }
+
+  const Events events_;
+  const std::unique_ptr<v1::Worker::Stub> control_;
+  const std::unique_ptr<grpc::health::v1::Health::Stub> health_;
+  grpc::ClientContext context_;
+  std::unique_ptr<grpc::ClientReaderWriter<v1::CoordinatorMessage, v1::WorkerMessage>> stream_;
+  Mutex write_mutex_;
+  Mutex mutex_;
+  CondVar changed_;
+  int expected_ ABSL_GUARDED_BY(mutex_) = 0;
+  std::optional<v1::WorkerMessage> answer_ ABSL_GUARDED_BY(mutex_);
+  absl::Status lost_ ABSL_GUARDED_BY(mutex_);
+  bool ending_ ABSL_GUARDED_BY(mutex_) = false;
+  std::thread reader_;
+};
+
+absl::StatusOr<std::unique_ptr<WorkerConnection>> WorkerConnection::Connect(
+    const std::string& address, Events events, std::chrono::steady_clock::time_point deadline,
+    const std::function<bool()>& keep_waiting) {
+  constexpr std::chrono::milliseconds kSlice(100);
+  const std::shared_ptr<grpc::Channel> channel = OpenChannel(address);
+  while (!channel->WaitForConnected(std::chrono::system_clock::now() + kSlice)) {
+    if (std::chrono::steady_clock::now() >= deadline || !keep_waiting()) {
+      return absl::UnavailableError(absl::StrFormat("no worker answers at %s", address));
+    }
+  }
+  return std::unique_ptr<WorkerConnection>(
+      new WorkerConnection(std::make_unique<Impl>(address, channel, std::move(events))));
+}
+
+WorkerConnection::WorkerConnection(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+WorkerConnection::~WorkerConnection() = default;
+bool WorkerConnection::Send(const v1::CoordinatorMessage& message) { return impl_->Send(message); }
+void WorkerConnection::Begin(const v1::CoordinatorMessage& request, int answer) {
+  impl_->Begin(request, answer);
+}
+absl::StatusOr<v1::WorkerMessage> WorkerConnection::Finish(std::chrono::milliseconds timeout) {
+  return impl_->Finish(timeout);
+}
+absl::StatusOr<v1::WorkerMessage> WorkerConnection::Call(const v1::CoordinatorMessage& request,
+                                                         int answer,
+                                                         std::chrono::milliseconds timeout) {
+  Begin(request, answer);
+  return Finish(timeout);
+}
+absl::Status WorkerConnection::CheckHealth(std::chrono::milliseconds timeout) {
+  return impl_->CheckHealth(timeout);
+}
+
+}  // namespace packtrain

@@ -1,0 +1,47 @@
+#include "worker/server/hop_meter.h"
+
+#include <algorithm>
+#include <memory>
+
+#include "common/base/status_macros.h"
+
+namespace packtrain {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+constexpr std::chrono::seconds kTimeout(10);
+// Small hops vary more and cost less.
+int Trips(uint64_t bytes) { return bytes <= (256 << 10) ? 25 : 5; }
+
+}  // namespace
+
+absl::StatusOr<std::vector<double>> MeasureHop(Transport* transport, const PeerInfo& self,
+                                               const PeerInfo& peer, bool initiator,
+                                               const std::vector<uint64_t>& payload_bytes) {
+  const size_t max_bytes = *std::max_element(payload_bytes.begin(), payload_bytes.end());
+  const ChannelId out{self.worker_id, peer.worker_id, "measure"};
+  const ChannelId in{peer.worker_id, self.worker_id, "measure"};
+  ASSIGN_OR_RETURN(auto receive, transport->OpenReceive(in, peer, max_bytes));
+  ASSIGN_OR_RETURN(auto send, transport->OpenSend(out, peer, max_bytes));
+  std::vector<double> times;
+  Bundle bundle, echo;
+  bundle.epoch = self.epoch;
+  for (const uint64_t bytes : payload_bytes) {
+    bundle.Shape(0, "payload", ElementType::kU8, 1, static_cast<uint32_t>(bytes));
+    std::vector<double> trips;
+    for (int i = 0; i < Trips(bytes); ++i) {
+      const Clock::time_point begin = Clock::now();
+      if (initiator) RETURN_IF_ERROR(send->Send(bundle, begin + kTimeout));
+      RETURN_IF_ERROR(receive->Receive(&echo, begin + kTimeout));
+      if (!initiator) RETURN_IF_ERROR(send->Send(echo, begin + kTimeout));
+      trips.push_back(std::chrono::duration<double, std::micro>(Clock::now() - begin).count());
+    }
+    std::nth_element(trips.begin(), trips.begin() + static_cast<long>(trips.size() / 2),
+                     trips.end());
+    times.push_back(trips[trips.size() / 2] / 2);
+  }
+  return times;
+}
+
+}  // namespace packtrain

@@ -1,0 +1,178 @@
+#include "worker/server/server.h"
+
+#include <grpcpp/grpcpp.h>
+#include <grpcpp/health_check_service_interface.h>
+#include <signal.h>
+#include <spdlog/spdlog.h>
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+#include <string>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "common/base/mutex.h"
+#include "common/rpc/channel.h"
+#include "common/rpc/status.h"
+#include "proto/control.grpc.pb.h"
+#include "worker/server/worker.h"
+#include "worker/transport/grpc/tensor_service.h"
+
+namespace packtrain {
+namespace {
+
+// One coordinator at a time: a newer epoch ends the stream of an older one.
+class ControlService : public v1::Worker::Service {
+ public:
+  using Stream = grpc::ServerReaderWriter<v1::WorkerMessage, v1::CoordinatorMessage>;
+
+  ControlService(ModelLoader loader, TensorService* tensors, std::function<void()> shutdown)
+      : loader_(std::move(loader)), tensors_(tensors), shutdown_(std::move(shutdown)) {}
+
+  // Known only once the server listens; coordinators wait for it.
+  void set_options(WorkerOptions options) {
+    MutexLock lock(&mutex_);
+    options_ = std::move(options);
+    ready_ = true;
+    changed_.NotifyAll();
+  }
+
+  grpc::Status Control(grpc::ServerContext* context, Stream* stream) override {
+    v1::CoordinatorMessage message;
+    if (!stream->Read(&message) || !message.has_join()) {
+      return ToGrpc(absl::InvalidArgumentError("the first message must be Join"));
+    }
+    const absl::Status turn = TakeTurn(context, message.join().epoch());
+    if (!turn.ok()) return ToGrpc(turn);
+    const absl::Status status = Serve(stream, &message);
+    {
+      MutexLock lock(&mutex_);
+      current_ = nullptr;
+      changed_.NotifyAll();
+    }
+    return ToGrpc(status);
+  }
+
+ private:
+  absl::Status TakeTurn(grpc::ServerContext* context, uint64_t epoch) {
+    MutexLock lock(&mutex_);
+    while (!ready_) changed_.Wait(&mutex_);
+    if (epoch <= epoch_) {
+      return absl::FailedPreconditionError(
+          absl::StrFormat("epoch %d is not above %d, which this worker serves", epoch, epoch_));
+    }
+    epoch_ = epoch;
+    while (current_ != nullptr) {
+      current_->TryCancel();
+      changed_.Wait(&mutex_);
+      if (epoch_ != epoch) return absl::AbortedError("a newer coordinator joined");
+    }
+    current_ = context;
+    return absl::OkStatus();
+  }
+
+  absl::Status Serve(Stream* stream, v1::CoordinatorMessage* message) {
+    Mutex write_mutex;
+    Worker worker(options_, loader_, tensors_, [&](const v1::WorkerMessage& m) {
+      MutexLock lock(&write_mutex);
+      stream->Write(m);
+    });
+    do {
+      const absl::Status status = worker.Handle(*message);
+      if (absl::IsCancelled(status)) {
+        shutdown_();
+        return absl::OkStatus();
+      }
+      if (!status.ok()) {
+        spdlog::error("control: {}", std::string(status.message()));
+        return status;
+      }
+    } while (stream->Read(message));
+    return absl::OkStatus();
+  }
+
+  const ModelLoader loader_;
+  TensorService* const tensors_;
+  const std::function<void()> shutdown_;
+  Mutex mutex_;
+  CondVar changed_;
+  WorkerOptions options_;  // constant once ready
+  bool ready_ ABSL_GUARDED_BY(mutex_) = false;
+  uint64_t epoch_ ABSL_GUARDED_BY(mutex_) = 0;
+  grpc::ServerContext* current_ ABSL_GUARDED_BY(mutex_) = nullptr;
+};
+
+struct Flags {
+  std::string listen;
+  std::string data_listen;
+  std::string device = "cpu";
+  bool insecure = false;
+};
+
+// Replaces port 0 by the port that was bound.
+std::string BoundAddress(const std::string& address, int port) {
+  if (address.starts_with("unix:")) return address;
+  return absl::StrCat(address.substr(0, address.rfind(':')), ":", port);
+}
+
+int Serve(const Flags& flags, ModelLoader loader) {
+  sigset_t signals;
+  sigemptyset(&signals);
+  sigaddset(&signals, SIGTERM);
+  sigaddset(&signals, SIGINT);
+  pthread_sigmask(SIG_BLOCK, &signals, nullptr);
+
+  grpc::EnableDefaultHealthCheckService(true);
+  TensorService tensors;
+  // The main thread sleeps on signals; a Shutdown message becomes one.
+  ControlService control(std::move(loader), &tensors, [] { kill(getpid(), SIGTERM); });
+  grpc::ServerBuilder builder;
+  ConfigureServer(&builder);
+  int port = 0, data_port = 0;
+  builder.AddListeningPort(flags.listen, grpc::InsecureServerCredentials(), &port);
+  if (!flags.data_listen.empty()) {
+    builder.AddListeningPort(flags.data_listen, grpc::InsecureServerCredentials(), &data_port);
+  }
+  builder.RegisterService(&control);
+  tensors.Register(&builder);
+  const std::unique_ptr<grpc::Server> server = builder.BuildAndStart();
+  if (server == nullptr || (port == 0 && !flags.listen.starts_with("unix:"))) {
+    spdlog::error("cannot listen on '{}'", flags.listen);
+    return 1;
+  }
+  control.set_options({flags.device, flags.data_listen.empty()
+                                         ? BoundAddress(flags.listen, port)
+                                         : BoundAddress(flags.data_listen, data_port)});
+  spdlog::debug("listening on {}", BoundAddress(flags.listen, port));
+  int signal = 0;
+  sigwait(&signals, &signal);
+  // Streams end, threads that wait for peers are left behind: the process ends here.
+  server->Shutdown(std::chrono::system_clock::now() + std::chrono::milliseconds(500));
+  spdlog::default_logger()->flush();
+  _exit(0);
+}
+
+}  // namespace
+
+int RunWorker(int argc, char** argv, ModelLoader loader) {
+  Flags flags;
+  CLI::App app("packtrain-worker: carries a part of a model on one device");
+  app.add_option("--listen", flags.listen, "unix:PATH or HOST:PORT")->required();
+  app.add_option("--data-listen", flags.data_listen,
+                 "where other workers connect, if not at --listen");
+  app.add_option("--device", flags.device, "cpu or cuda:N")->capture_default_str();
+  app.add_flag("--insecure", flags.insecure, "allow unencrypted connections beyond loopback");
+  CLI11_PARSE(app, argc, argv);
+  for (const std::string& address : {flags.listen, flags.data_listen}) {
+    if (address.empty()) continue;
+    const absl::Status allowed = CheckAddressAllowed(address, flags.insecure);
+    if (!allowed.ok()) {
+      spdlog::error("{}", std::string(allowed.message()));
+      return 2;
+    }
+  }
+  return Serve(flags, std::move(loader));
+}
+
+}  // namespace packtrain

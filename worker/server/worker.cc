@@ -1,0 +1,429 @@
+#include "worker/server/worker.h"
+
+#include <spdlog/spdlog.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <fstream>
+#include <map>
+#include <thread>
+#include <utility>
+
+#include "absl/strings/str_format.h"
+#include "common/base/status_macros.h"
+#include "common/rpc/status.h"
+#include "common/rpc/step_codec.h"
+#include "proto/control.pb.h"
+#include "worker/engine/experts_link.h"
+#include "worker/engine/experts_router.h"
+#include "worker/server/experts_servers.h"
+#include "worker/server/hop_meter.h"
+#include "worker/transport/grpc/grpc_transport.h"
+#include "worker/transport/shm/mailbox.h"
+#include "worker/transport/shm/shm_transport.h"
+
+namespace packtrain {
+namespace {
+
+constexpr uint32_t kProtocolVersion = 1;
+constexpr size_t kTokensBytesMax = 64 << 10;
+
+// Equal for processes that share memory and abstract sockets: one kernel, one network namespace.
+std::string HostId() {
+  std::string boot_id;
+  std::ifstream("/proc/sys/kernel/random/boot_id") >> boot_id;
+  char network[64] = {};
+  const ssize_t length = readlink("/proc/self/ns/net", network, sizeof network - 1);
+  return boot_id + "/" + (length > 0 ? network : "");
+}
+
+v1::PeerInfo ToProto(const PeerInfo& in) {
+  v1::PeerInfo out;
+  out.set_worker_id(in.worker_id);
+  out.set_epoch(in.epoch);
+  out.set_host_id(in.host_id);
+  out.set_device(in.device);
+  out.set_data_address(in.data_address);
+  return out;
+}
+
+PeerInfo FromProto(const v1::PeerInfo& in) {
+  return {in.worker_id(), in.epoch(), in.host_id(), in.device(), in.data_address()};
+}
+
+StageSpec FromProto(const v1::StageSpec& in, uint32_t threads) {
+  StageSpec spec;
+  spec.first_layer = static_cast<int>(in.layers().first());
+  spec.last_layer = static_cast<int>(in.layers().last());
+  spec.embeds = in.embeds();
+  spec.has_head = in.has_head();
+  spec.kv_cache = static_cast<KvCacheType>(std::min(in.kv_cache(), 3U));
+  spec.num_pages = static_cast<int>(in.num_pages());
+  spec.num_slots = static_cast<int>(in.num_slots());
+  spec.num_snapshots = static_cast<int>(in.num_snapshots());
+  spec.max_tokens = static_cast<int>(in.max_tokens());
+  spec.threads = static_cast<int>(threads);
+  spec.resident_first = static_cast<int>(in.resident_experts().first());
+  spec.resident_last = static_cast<int>(in.resident_experts().last());
+  return spec;
+}
+
+std::vector<std::pair<int, int>> Ranges(
+    const google::protobuf::RepeatedPtrField<v1::LayerRange>& in) {
+  std::vector<std::pair<int, int>> out;
+  for (const v1::LayerRange& r : in) {
+    out.emplace_back(static_cast<int>(r.first()), static_cast<int>(r.last()));
+  }
+  return out;
+}
+
+}  // namespace
+
+class Worker::Impl {
+ public:
+  Impl(WorkerOptions options, ModelLoader loader, TensorService* service,
+       std::function<void(const v1::WorkerMessage&)> send)
+      : options_(std::move(options)),
+        loader_(std::move(loader)),
+        service_(service),
+        send_(std::move(send)) {
+    transports_["grpc"] = MakeGrpcTransport(service_);
+  }
+  ~Impl() { Disconnect(); }
+
+  absl::Status Handle(const v1::CoordinatorMessage& message) {
+    using Kind = v1::CoordinatorMessage::MessageCase;
+    if (self_.worker_id.empty() != (message.message_case() == Kind::kJoin)) {
+      return absl::InvalidArgumentError("the first message, and only it, must be Join");
+    }
+    switch (message.message_case()) {
+      case Kind::kJoin:
+        return Join(message.join());
+      case Kind::kLoad:
+        return Answer("load", Load(message.load()));
+      case Kind::kMeasureHop:
+        return Answer("measure_hop", Measure(message.measure_hop()));
+      case Kind::kConnect:
+        return Answer("connect", Connect(message.connect()));
+      case Kind::kStep:
+        return SubmitStep(message.step());
+      case Kind::kCancel:
+        if (engine_ != nullptr) engine_->Cancel(message.cancel().through_step());
+        return absl::OkStatus();
+      case Kind::kDrain:
+        return Answer("drain", Drain());
+      case Kind::kShutdown:
+        return absl::CancelledError("shut down by the coordinator");
+      case Kind::MESSAGE_NOT_SET:
+        break;
+    }
+    return absl::InvalidArgumentError("unknown message");
+  }
+
+ private:
+  absl::Status Answer(const char* request, const absl::Status& status) {
+    if (status.ok()) return status;
+    spdlog::error("{}: {}: {}", self_.worker_id, request, std::string(status.message()));
+    v1::WorkerMessage message;
+    v1::Failed* failed = message.mutable_failed();
+    failed->set_request(request);
+    failed->set_code(WireCode(status));
+    failed->set_message(std::string(status.message()));
+    send_(message);
+    return absl::OkStatus();
+  }
+
+  absl::Status Join(const v1::Join& join) {
+    if (join.protocol_version() != kProtocolVersion) {
+      return absl::FailedPreconditionError(absl::StrFormat(
+          "protocol version %d, this worker speaks %d", join.protocol_version(), kProtocolVersion));
+    }
+    if (join.worker_id().empty()) return absl::InvalidArgumentError("worker_id is empty");
+    self_ = {join.worker_id(), join.epoch(), HostId(), options_.device, options_.data_address};
+    v1::WorkerMessage message;
+    *message.mutable_joined()->mutable_peer() = ToProto(self_);
+    v1::DeviceFacts* device = message.mutable_joined()->mutable_device();
+    device->set_cores(std::thread::hardware_concurrency());
+    device->set_memory_bytes(static_cast<uint64_t>(sysconf(_SC_PHYS_PAGES)) *
+                             static_cast<uint64_t>(sysconf(_SC_PAGESIZE)));
+    send_(message);
+    return absl::OkStatus();
+  }
+
+  absl::Status Load(const v1::Load& load) {
+    Disconnect();
+    model_ = {};
+    LoadRequest request;
+    request.model_path = load.model_path();
+    request.threads = static_cast<int>(load.threads());
+    request.segment_fd = load.segment_fd();
+    if (load.has_stage()) {
+      request.stage = FromProto(load.stage(), load.threads());
+    } else if (load.has_experts()) {
+      request.experts = {Ranges(load.experts().layers()),
+                         static_cast<int>(load.experts().max_tokens())};
+    } else {
+      return absl::InvalidArgumentError("neither stage nor experts");
+    }
+    spin_ = std::chrono::microseconds(std::min(load.spin_us(), 1000U));
+    transports_["shm"] = MakeShmTransport(spin_);
+    const LoadProgress progress = [this](uint64_t done, uint64_t total) {
+      v1::WorkerMessage message;
+      message.mutable_load_progress()->set_bytes_done(done);
+      message.mutable_load_progress()->set_bytes_total(total);
+      send_(message);
+    };
+    ASSIGN_OR_RETURN(model_, loader_(request, &router_, progress));
+    request_ = std::move(request);
+    v1::WorkerMessage message;
+    v1::Loaded* loaded = message.mutable_loaded();
+    loaded->set_weight_bytes(model_.memory.weights);
+    loaded->set_kv_bytes(model_.memory.kv);
+    loaded->set_recurrent_bytes(model_.memory.recurrent);
+    loaded->set_buffer_bytes(model_.memory.buffers);
+    loaded->set_hidden_dim(static_cast<uint32_t>(model_.hidden_dim));
+    send_(message);
+    return absl::OkStatus();
+  }
+
+  absl::StatusOr<Transport*> Find(const std::string& name) {
+    const auto it = transports_.find(name);
+    if (it != transports_.end()) return it->second.get();
+    return absl::InvalidArgumentError(absl::StrFormat("unknown transport '%s'", name));
+  }
+
+  absl::Status Measure(const v1::MeasureHop& measure) {
+    v1::WorkerMessage message;
+    v1::HopMeasured* measured = message.mutable_hop_measured();
+    const std::vector<uint64_t> sizes(measure.payload_bytes().begin(),
+                                      measure.payload_bytes().end());
+    constexpr uint64_t kMaxPayload = 256 << 20;
+    if (sizes.empty() || *std::max_element(sizes.begin(), sizes.end()) > kMaxPayload) {
+      return absl::InvalidArgumentError("sizes to measure are missing or beyond 256 MiB");
+    }
+    for (const std::string& name : measure.transports()) {
+      ASSIGN_OR_RETURN(Transport * transport, Find(name));
+      ASSIGN_OR_RETURN(
+          const std::vector<double> times,
+          MeasureHop(transport, self_, FromProto(measure.peer()), measure.initiator(), sizes));
+      for (size_t i = 0; i < sizes.size(); ++i) {
+        v1::HopMeasured::Time* time = measured->add_times();
+        time->set_transport(name);
+        time->set_payload_bytes(sizes[i]);
+        time->set_one_way_us(times[i]);
+      }
+    }
+    send_(message);
+    return absl::OkStatus();
+  }
+
+  void Disconnect() {
+    router_.Close();
+    engine_ = nullptr;
+    experts_ = nullptr;
+    router_.SetRoutes({});
+  }
+
+  absl::StatusOr<std::unique_ptr<ReceiveLink>> OpenReceive(const v1::Link& link, const char* name,
+                                                           size_t max_bytes) {
+    ASSIGN_OR_RETURN(Transport * transport, Find(link.transport()));
+    const PeerInfo peer = FromProto(link.peer());
+    return transport->OpenReceive({peer.worker_id, self_.worker_id, name}, peer, max_bytes);
+  }
+  absl::StatusOr<std::unique_ptr<SendLink>> OpenSend(const v1::Link& link, const char* name,
+                                                     size_t max_bytes) {
+    ASSIGN_OR_RETURN(Transport * transport, Find(link.transport()));
+    const PeerInfo peer = FromProto(link.peer());
+    return transport->OpenSend({self_.worker_id, peer.worker_id, name}, peer, max_bytes);
+  }
+
+  absl::Status Connect(const v1::Connect& connect) {
+    if (model_.stage == nullptr && model_.experts == nullptr) {
+      return absl::FailedPreconditionError("nothing is loaded");
+    }
+    if (connect.epoch() < self_.epoch) {
+      return absl::FailedPreconditionError(
+          absl::StrFormat("epoch %d is older than %d", connect.epoch(), self_.epoch));
+    }
+    Disconnect();
+    self_.epoch = connect.epoch();
+    timeout_ = std::chrono::milliseconds(connect.step_timeout_ms());
+    RETURN_IF_ERROR(model_.stage != nullptr ? ConnectStage(connect) : ConnectExperts(connect));
+    v1::WorkerMessage message;
+    message.mutable_connected()->set_epoch(self_.epoch);
+    send_(message);
+    return absl::OkStatus();
+  }
+
+  absl::Status ConnectStage(const v1::Connect& connect) {
+    const StageSpec& spec = *request_.stage;
+    const size_t row_bytes = 4 * (static_cast<size_t>(model_.hidden_dim) +
+                                  static_cast<size_t>(model_.selection_dim) + 1);
+    const size_t hidden_bytes = row_bytes * static_cast<size_t>(spec.max_tokens);
+    EngineLinks links;
+    // Receiving ends first: opening them waits for nobody, and the senders wait for them.
+    if (connect.has_upstream()) {
+      ASSIGN_OR_RETURN(links.upstream, OpenReceive(connect.upstream(), "hidden", hidden_bytes));
+    }
+    if (connect.has_tokens_from()) {
+      ASSIGN_OR_RETURN(links.tokens_from,
+                       OpenReceive(connect.tokens_from(), "tokens", kTokensBytesMax));
+    }
+    ASSIGN_OR_RETURN(auto replies, OpenReplies(connect));
+    if (connect.has_downstream()) {
+      ASSIGN_OR_RETURN(links.downstream, OpenSend(connect.downstream(), "hidden", hidden_bytes));
+    }
+    if (connect.has_tokens_to()) {
+      ASSIGN_OR_RETURN(links.tokens_to, OpenSend(connect.tokens_to(), "tokens", kTokensBytesMax));
+    }
+    RETURN_IF_ERROR(ConnectExpertsClients(connect, std::move(replies)));
+    EngineOptions options;
+    options.epoch = self_.epoch;
+    options.first = !connect.has_upstream();
+    options.last = !connect.has_downstream();
+    options.num_slots = spec.num_slots;
+    options.step_timeout = timeout_;
+    if (options.first == options.last ? connect.has_tokens_to() || connect.has_tokens_from()
+                                      : connect.has_tokens_to() == options.first ||
+                                            connect.has_tokens_from() == options.last) {
+      return absl::InvalidArgumentError("token links do not fit the stage's place");
+    }
+    EngineCallbacks callbacks;
+    callbacks.result = [this, epoch = self_.epoch](StepResult result) {
+      v1::WorkerMessage message;
+      EncodeStepResult(result, epoch, message.mutable_step_result());
+      send_(message);
+    };
+    callbacks.link_down = [this](std::string_view what, const absl::Status& status) {
+      spdlog::warn("{}: link '{}' broke: {}", self_.worker_id, what, std::string(status.message()));
+      v1::WorkerMessage message;
+      message.mutable_link_down()->set_link(std::string(what));
+      message.mutable_link_down()->set_code(WireCode(status));
+      message.mutable_link_down()->set_message(std::string(status.message()));
+      send_(message);
+    };
+    engine_ = std::make_unique<Engine>(model_.stage.get(), &router_, options, std::move(links),
+                                       model_.sampling, std::move(callbacks));
+    return absl::OkStatus();
+  }
+
+  // The receiving ends of experts links; null for mailboxes.
+  absl::StatusOr<std::vector<std::unique_ptr<ReceiveLink>>> OpenReplies(
+      const v1::Connect& connect) {
+    std::vector<std::unique_ptr<ReceiveLink>> replies;
+    for (const v1::Connect::ExpertsLink& e : connect.experts()) {
+      replies.emplace_back();
+      if (e.link().transport() == "mailbox") continue;
+      ASSIGN_OR_RETURN(replies.back(), OpenReceive(e.link(), "experts.reply",
+                                                   ExpertsReplyBytes(request_.stage->max_tokens,
+                                                                     model_.hidden_dim)));
+    }
+    return replies;
+  }
+
+  absl::Status ConnectExpertsClients(const v1::Connect& connect,
+                                     std::vector<std::unique_ptr<ReceiveLink>> replies) {
+    const int max_tokens = request_.stage->max_tokens;
+    std::vector<ExpertsRouter::Route> routes;
+    for (int i = 0; i < connect.experts_size(); ++i) {
+      const v1::Link& link = connect.experts(i).link();
+      ExpertsRouter::Route route;
+      route.layers = Ranges(connect.experts(i).layers());
+      if (link.transport() == "mailbox") {
+        ASSIGN_OR_RETURN(
+            route.client,
+            MailboxClient::Connect(
+                ShmChannelName({self_.worker_id, link.peer().worker_id(), "mailbox"}, self_.epoch),
+                {max_tokens, model_.hidden_dim, model_.expert_top_k},
+                {.epoch = self_.epoch, .spin = spin_, .timeout = timeout_},
+                std::chrono::steady_clock::now() + kOpenTimeout));
+      } else {
+        ASSIGN_OR_RETURN(auto requests, OpenSend(link, "experts.request",
+                                                 ExpertsRequestBytes(max_tokens, model_.hidden_dim,
+                                                                     model_.expert_top_k)));
+        route.client = std::make_unique<LinkExpertsClient>(
+            std::move(requests), std::move(replies[static_cast<size_t>(i)]), self_.epoch, timeout_);
+      }
+      routes.push_back(std::move(route));
+    }
+    router_.SetRoutes(std::move(routes));
+    return absl::OkStatus();
+  }
+
+  absl::Status ConnectExperts(const v1::Connect& connect) {
+    auto experts = std::make_unique<ExpertsServers>(model_.experts.get());
+    const int max_tokens = request_.experts->max_tokens;
+    std::vector<std::unique_ptr<ReceiveLink>> requests;
+    for (const v1::Link& link : connect.clients()) {
+      requests.emplace_back();
+      if (link.transport() == "mailbox") {
+        ASSIGN_OR_RETURN(
+            auto mailbox,
+            MailboxServer::Listen(
+                ShmChannelName({link.peer().worker_id(), self_.worker_id, "mailbox"}, self_.epoch),
+                {max_tokens, model_.hidden_dim, model_.expert_top_k}, spin_));
+        experts->ServeMailbox(std::move(mailbox));
+      } else {
+        ASSIGN_OR_RETURN(
+            requests.back(),
+            OpenReceive(link, "experts.request",
+                        ExpertsRequestBytes(max_tokens, model_.hidden_dim, model_.expert_top_k)));
+      }
+    }
+    for (int i = 0; i < connect.clients_size(); ++i) {
+      auto& request = requests[static_cast<size_t>(i)];
+      if (request == nullptr) continue;
+      ASSIGN_OR_RETURN(auto replies, OpenSend(connect.clients(i), "experts.reply",
+                                              ExpertsReplyBytes(max_tokens, model_.hidden_dim)));
+      experts->ServeLinks(std::move(request), std::move(replies), timeout_);
+    }
+    experts_ = std::move(experts);
+    return absl::OkStatus();
+  }
+
+  absl::Status SubmitStep(const v1::Step& step) {
+    // Of an epoch that has ended meanwhile.
+    if (step.epoch() != self_.epoch) return absl::OkStatus();
+    if (engine_ == nullptr) return absl::InvalidArgumentError("step before connect");
+    const StageSpec& spec = *request_.stage;
+    ASSIGN_OR_RETURN(Step decoded, DecodeStep(step, {spec.num_slots, spec.num_pages,
+                                                     spec.num_snapshots, spec.max_tokens}));
+    engine_->Submit(std::move(decoded));
+    return absl::OkStatus();
+  }
+
+  absl::Status Drain() {
+    if (engine_ != nullptr) {
+      RETURN_IF_ERROR(engine_->Drain(std::chrono::steady_clock::now() + timeout_));
+    }
+    v1::WorkerMessage message;
+    message.mutable_drained();
+    send_(message);
+    return absl::OkStatus();
+  }
+
+  const WorkerOptions options_;
+  const ModelLoader loader_;
+  TensorService* const service_;
+  const std::function<void(const v1::WorkerMessage&)> send_;
+  std::map<std::string, std::unique_ptr<Transport>> transports_;
+  PeerInfo self_;
+  std::chrono::nanoseconds spin_{0};
+  std::chrono::milliseconds timeout_{60'000};
+  ExpertsRouter router_;
+  LoadRequest request_;
+  LoadedModel model_;
+  std::unique_ptr<ExpertsServers> experts_;
+  std::unique_ptr<Engine> engine_;
+};
+
+Worker::Worker(WorkerOptions options, ModelLoader loader, TensorService* service,
+               std::function<void(const v1::WorkerMessage&)> send)
+    : impl_(std::make_unique<Impl>(std::move(options), std::move(loader), service,
+                                   std::move(send))) {}
+Worker::~Worker() = default;
+absl::Status Worker::Handle(const v1::CoordinatorMessage& message) {
+  return impl_->Handle(message);
+}
+
+}  // namespace packtrain
