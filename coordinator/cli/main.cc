@@ -24,7 +24,7 @@ CLI::App* AddChat(CLI::App* app, ChatOptions* options) {
   chat->add_option("--api-key", options->api_key, "key of the endpoint")
       ->envname("PACKTRAIN_API_KEY");
   chat->add_option("--max-tokens", options->max_tokens, "limit of an answer")
-      ->check(CLI::PositiveNumber);
+      ->check(CLI::Range(1, 1 << 24));
   chat->add_flag("--thinking", options->thinking, "let the model think first");
   return chat;
 }

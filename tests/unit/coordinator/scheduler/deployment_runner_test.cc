@@ -6,7 +6,7 @@
 #include <atomic>
 
 #include "gtest/gtest.h"
-#include "tests/sim/fake_tokenizer.h"
+#include "tests/sim/number_tokenizer.h"
 #include "tests/sim/instant_pipeline.h"
 
 namespace packtrain {
@@ -71,7 +71,7 @@ class DeploymentRunnerTest : public testing::Test {
     void SetResultCallback(std::function<void(StepResult)>) override {}
   };
   std::unique_ptr<DeploymentRunner> Runner(int queue_max = 128) {
-    return std::make_unique<DeploymentRunner>(DeploymentInfo{}, std::make_unique<FakeTokenizer>(),
+    return std::make_unique<DeploymentRunner>(DeploymentInfo{}, std::make_unique<NumberTokenizer>(),
                                               nullptr,
                                               DeploymentRunner::Options{.queue_max = queue_max});
   }
