@@ -54,20 +54,20 @@ void DeploymentRunner::Start(Pipeline* pipeline) {
   });
   inbox_->Post([this, pipeline] {
     pipeline_ = pipeline;
-    restart_ = true;
+    available_ = true;
   });
 }
 
 void DeploymentRunner::PipelineLost(std::string reason) {
   SetStateMessage(std::move(reason));
   inbox_->Post([this] {
-    restart_ = false;
-    scheduler_.OnPipelineLost();
+    available_ = false;
+    scheduler_.OnPipelineLost(Now());
   });
 }
 
 void DeploymentRunner::PipelineReady() {
-  inbox_->Post([this] { restart_ = true; });
+  inbox_->Post([this] { available_ = pipeline_ != nullptr; });
 }
 
 void DeploymentRunner::Fail(absl::Status status) {
@@ -144,8 +144,7 @@ void DeploymentRunner::Loop() {
 }
 
 void DeploymentRunner::SendSteps() {
-  if (restart_ && !scheduler_.pipeline_up() && scheduler_.steps_in_flight() == 0) {
-    restart_ = false;
+  if (available_ && !scheduler_.pipeline_up() && scheduler_.steps_in_flight() == 0) {
     scheduler_.OnPipelineReady(pipeline_->limits(), Now());
   }
   while (std::optional<Step> step = scheduler_.NextStep(Now())) {

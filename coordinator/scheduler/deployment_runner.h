@@ -34,7 +34,8 @@ class DeploymentRunner : public Deployment {
   // The workers have loaded. Takes over the pipeline's result callback; `pipeline` is borrowed
   // until the destructor.
   void Start(Pipeline* pipeline);
-  // The slots of all stages are lost; Submit to the pipeline fails until PipelineReady.
+  // The slots of all stages are lost; Submit to the pipeline fails until PipelineReady. (A step
+  // that fails without this is replayed at once.)
   void PipelineLost(std::string reason);
   // The workers are back and empty; running requests are replayed.
   void PipelineReady();
@@ -76,7 +77,7 @@ class DeploymentRunner : public Deployment {
   // The scheduler's thread only.
   Scheduler scheduler_;
   Pipeline* pipeline_ = nullptr;
-  bool restart_ = false;  // PipelineReady came, results of the lost steps may be outstanding
+  bool available_ = false;  // steps may be sent once the results of lost ones are in
   uint64_t finished_seen_ = 0;
   std::optional<SchedulerTime> last_finish_;
 

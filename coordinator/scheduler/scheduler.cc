@@ -21,6 +21,10 @@ TokenEvent ToEvent(const std::vector<TokenLogprob>& entries) {
   return event;
 }
 
+// Failures in a row, without a good step between, after which the sequences that were running are
+// given up: they may be the cause.
+constexpr int kFailuresMax = 4;
+
 // Positions that one sequence can have at most.
 int ContextOf(const PipelineLimits& limits) {
   const int64_t positions = int64_t{limits.num_pages} * kPagePositions;
@@ -65,9 +69,15 @@ void Scheduler::OnPipelineReady(const PipelineLimits& limits, SchedulerTime now)
   }
 }
 
-void Scheduler::OnPipelineLost() {
+void Scheduler::OnPipelineLost(SchedulerTime now) {
+  if (up_) Lose(absl::UnavailableError("the workers were lost"));
+  if (in_flight_.empty()) ReleaseAfterLoss(now);
+}
+
+void Scheduler::Lose(absl::Status failure) {
   up_ = false;
-  if (in_flight_.empty()) ReleaseAfterLoss();
+  ++failures_in_row_;
+  failure_ = std::move(failure);
 }
 
 void Scheduler::EmptyPipeline() {
@@ -155,17 +165,23 @@ void Scheduler::OnResult(const StepResult& result, SchedulerTime now) {
       outputs[static_cast<size_t>(output.slot)] = &output;
     }
   }
-  up_ = up_ && result.status.ok();
+  absl::Status status = result.status;
   for (const Part& part : record.parts) {
-    const SequenceOutput* output = outputs[static_cast<size_t>(part.sequence->slot)];
-    // After one failed step nothing that follows can be relied on, whatever it says.
-    up_ = up_ && CheckOutput(part, output).ok();
-    if (up_) TakeOutput(part, output, now);
+    if (!status.ok()) break;
+    status = CheckOutput(part, outputs[static_cast<size_t>(part.sequence->slot)]);
+  }
+  // After one failed step nothing that follows can be relied on, whatever it says.
+  if (up_ && !status.ok()) Lose(std::move(status));
+  if (up_) {
+    failures_in_row_ = 0;
+    for (const Part& part : record.parts) {
+      TakeOutput(part, outputs[static_cast<size_t>(part.sequence->slot)], now);
+    }
   }
   // Only now: a sequence that has ended goes away with its last step.
   for (const Part& part : record.parts) --part.sequence->in_flight;
   if (!up_) {
-    if (in_flight_.empty()) ReleaseAfterLoss();
+    if (in_flight_.empty()) ReleaseAfterLoss(now);
     return;
   }
   for (const Part& part : record.parts) {
@@ -302,15 +318,18 @@ void Scheduler::Requeue(Sequence* sequence) {
 }
 
 // All that the stages had is gone, and no step is in flight any more.
-void Scheduler::ReleaseAfterLoss() {
+void Scheduler::ReleaseAfterLoss(SchedulerTime now) {
   const std::vector<Sequence*> running = slots_;
   EmptyPipeline();
   for (Sequence* sequence : running) {
     if (sequence == nullptr) continue;
     if (sequence->finished) {
       Erase(sequence);
-    } else {
-      Requeue(sequence);
+      continue;
+    }
+    Requeue(sequence);
+    if (failures_in_row_ >= kFailuresMax) {
+      Finish(sequence, FinishReason::kError, failure_, now);
     }
   }
 }

@@ -13,7 +13,8 @@
 //   - Pages are shared by prefix (prefix_cache.h). When they run out, the youngest sequence goes
 //     back to waiting and is replayed later from its journal: prefill of what it had.
 //   - A failed step voids everything in the stages; every running sequence is replayed once the
-//     pipeline is back. A token that was reported is part of the journal and never changes.
+//     pipeline is back, and given up if that fails again and again. A token that was reported is
+//     part of the journal and never changes.
 
 #include <cstdint>
 #include <deque>
@@ -47,7 +48,7 @@ class Scheduler {
   // snapshots are empty. REQUIRES: the results of all steps sent before are in.
   void OnPipelineReady(const PipelineLimits& limits, SchedulerTime now);
   // Everything in the stages is lost; OnPipelineReady follows. A failed result says the same.
-  void OnPipelineLost();
+  void OnPipelineLost(SchedulerTime now);
 
   // REQUIRES: a pipeline was ready before; `id` is new. What CheckRequest refuses ends at once.
   void Submit(RequestId id, GenerationRequest request, std::shared_ptr<GenerationSink> sink,
@@ -123,13 +124,16 @@ class Scheduler {
   void Release(Sequence* sequence);
   void Requeue(Sequence* sequence);
   void CachePages(Sequence* sequence);
-  void ReleaseAfterLoss();
+  void Lose(absl::Status failure);
+  void ReleaseAfterLoss(SchedulerTime now);
   void EmptyPipeline();
   void Erase(Sequence* sequence);
 
   const SchedulerOptions options_;
   PipelineLimits limits_;
   bool up_ = false;
+  absl::Status failure_;  // the last one
+  int failures_in_row_ = 0;
   bool may_admit_ = false;  // something changed since admission was last tried
   uint64_t next_arrival_ = 1;
   uint64_t next_step_ = 1;

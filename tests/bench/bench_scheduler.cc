@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "coordinator/scheduler/deployment_runner.h"
-#include "tests/sim/fake_tokenizer.h"
+#include "tests/sim/number_tokenizer.h"
 #include "tests/sim/instant_pipeline.h"
 #include "tests/sim/recording_sink.h"
 
@@ -104,7 +104,7 @@ class CountingSink : public RecordingSink {
 
 void BM_Deployment(benchmark::State& state) {
   AnsweringPipeline pipeline(static_cast<int>(state.range(0)));
-  DeploymentRunner runner({}, std::make_unique<FakeTokenizer>(), nullptr, {});
+  DeploymentRunner runner({}, std::make_unique<NumberTokenizer>(), nullptr, {});
   runner.Start(&pipeline);
   while (runner.state() != DeploymentState::kReady) std::this_thread::yield();
   for (auto _ : state) {

@@ -19,4 +19,7 @@ std::string FuzzTokenizerText(std::span<const std::byte> bytes);
 // The bytes as a GGUF file with a tokenizer in it.
 std::string FuzzTokenizerFile(std::span<const std::byte> bytes);
 
+// The bytes as a YAML topology.
+std::string FuzzTopology(std::span<const std::byte> bytes);
+
 }  // namespace packtrain

@@ -156,7 +156,7 @@ class World {
 
   void Die() {
     pipeline_->Kill(now_);
-    if (pipeline_->steps_in_flight() == 0) scheduler_->OnPipelineLost();
+    if (pipeline_->steps_in_flight() == 0) scheduler_->OnPipelineLost(now_);
     At(microseconds(Pick(1, 5000)), [this] { Recover(); });
   }
 

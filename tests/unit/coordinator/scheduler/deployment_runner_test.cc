@@ -6,8 +6,8 @@
 #include <atomic>
 
 #include "gtest/gtest.h"
-#include "tests/sim/fake_tokenizer.h"
 #include "tests/sim/instant_pipeline.h"
+#include "tests/sim/number_tokenizer.h"
 
 namespace packtrain {
 namespace {
@@ -71,7 +71,7 @@ class DeploymentRunnerTest : public testing::Test {
     void SetResultCallback(std::function<void(StepResult)>) override {}
   };
   std::unique_ptr<DeploymentRunner> Runner(int queue_max = 128) {
-    return std::make_unique<DeploymentRunner>(DeploymentInfo{}, std::make_unique<FakeTokenizer>(),
+    return std::make_unique<DeploymentRunner>(DeploymentInfo{}, std::make_unique<NumberTokenizer>(),
                                               nullptr,
                                               DeploymentRunner::Options{.queue_max = queue_max});
   }
@@ -152,9 +152,9 @@ TEST_F(DeploymentRunnerTest, RunningRequestsGoOnAfterALoss) {
   const auto sink = std::make_shared<WaitingSink>();
   ASSERT_TRUE(runner->Submit(Request(20000), sink).ok());
   sink->WaitForTokens(50);
+  runner->PipelineLost("worker 1 died");
   pipeline.Kill();
   while (runner->state() != DeploymentState::kRecovering) std::this_thread::yield();
-  runner->PipelineLost("worker 1 died");
   EXPECT_EQ(runner->state_message(), "worker 1 died");
   pipeline.Restart();
   runner->PipelineReady();
@@ -168,6 +168,20 @@ TEST_F(DeploymentRunnerTest, RunningRequestsGoOnAfterALoss) {
     ASSERT_EQ(tokens[i], FakeNextToken(ids, 0, 1 << 30));
     ids.push_back(tokens[i]);
   }
+}
+
+TEST_F(DeploymentRunnerTest, StepsThatKeepFailingEndTheirRequestsOnly) {
+  InstantPipeline pipeline(kLimits);
+  const auto runner = Runner();
+  StartAndWait(runner.get(), &pipeline);
+  pipeline.Kill();
+  const auto sink = std::make_shared<WaitingSink>();
+  ASSERT_TRUE(runner->Submit(Request(10), sink).ok());
+  EXPECT_EQ(sink->Wait().status.message(), "the worker died");
+  pipeline.Restart();
+  const auto later = std::make_shared<WaitingSink>();
+  ASSERT_TRUE(runner->Submit(Request(10), later).ok());
+  EXPECT_TRUE(later->Wait().status.ok());
 }
 
 TEST_F(DeploymentRunnerTest, FailEndsEveryRequestWithTheReason) {

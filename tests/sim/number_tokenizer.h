@@ -10,7 +10,7 @@
 
 namespace packtrain {
 
-class FakeTokenizer : public Tokenizer {
+class NumberTokenizer : public Tokenizer {
  public:
   std::vector<TokenId> Encode(std::string_view, EncodeOptions) const override { return {}; }
   std::string_view Piece(TokenId, bool) const override { return ""; }
@@ -20,6 +20,7 @@ class FakeTokenizer : public Tokenizer {
   TokenId bos() const override { return -1; }
   TokenId eos() const override { return kFakeEnd; }
   bool add_bos() const override { return false; }
+  bool strips_leading_space() const override { return false; }
 };
 
 }  // namespace packtrain

@@ -1,0 +1,65 @@
+#include "coordinator/cli/serve_options.h"
+
+#include <filesystem>
+
+#include "absl/strings/match.h"
+#include "common/base/status_macros.h"
+
+namespace packtrain {
+namespace {
+
+// "models/Qwen3-30B-Q4_K_M-00001-of-00002.gguf" -> "Qwen3-30B-Q4_K_M".
+std::string NameOf(const std::string& path) {
+  std::string name = std::filesystem::path(path).filename().string();
+  if (absl::EndsWith(name, ".gguf")) name.resize(name.size() - 5);
+  const size_t piece = name.rfind("-00001-of-");
+  if (piece != std::string::npos && piece > 0) name.resize(piece);
+  return name;
+}
+
+absl::StatusOr<ModelEntry> MakeModel(const ServeOptions& options, const std::string& path) {
+  ModelEntry model;
+  model.name = NameOf(path);
+  model.path = path;
+  model.context = options.context;
+  ASSIGN_OR_RETURN(model.kv_cache, ParseKvCacheType(options.kv_cache));
+  model.thinking = options.thinking == "on";
+  model.slots = options.slots;
+  model.threads = options.threads;
+  return model;
+}
+
+WorkerEntry CpuWorker(WorkerRole role) {
+  WorkerEntry worker;
+  worker.device = "cpu";
+  worker.role = role;
+  return worker;
+}
+
+}  // namespace
+
+absl::StatusOr<Topology> MakeTopology(const ServeOptions& options) {
+  if (!options.topology_path.empty()) return LoadTopology(options.topology_path);
+  Topology topology;
+  topology.source = "command line";
+  topology.listen_address = options.host;
+  topology.listen_port = options.port;
+  ASSIGN_OR_RETURN(ModelEntry primary, MakeModel(options, options.model_path));
+  for (int i = 0; i < options.stages; ++i) {
+    primary.workers.push_back(CpuWorker(WorkerRole::kStage));
+  }
+  if (options.experts_worker) primary.workers.push_back(CpuWorker(WorkerRole::kExperts));
+  topology.models.push_back(std::move(primary));
+  if (!options.sidecar_path.empty()) {
+    ASSIGN_OR_RETURN(ModelEntry sidecar, MakeModel(options, options.sidecar_path));
+    sidecar.role = "sidecar";
+    sidecar.workers.push_back(CpuWorker(WorkerRole::kStage));
+    if (sidecar.name == topology.models[0].name) sidecar.name += "-sidecar";
+    topology.models.push_back(std::move(sidecar));
+  }
+  RETURN_IF_ERROR(CheckTopology(&topology));
+  RETURN_IF_ERROR(CheckModelFiles(topology));
+  return topology;
+}
+
+}  // namespace packtrain
