@@ -1,5 +1,6 @@
-// Times the kernels at the shapes of GLM-5.2 and Qwen3.6-35B-A3B: GB/s of weights and their share of
-// this card's own measured read bandwidth, TFLOP/s of products. Results are checked by kernel_test.
+// Times the kernels at the shapes of GLM-5.2 and Qwen3.6-35B-A3B: GB/s of weights and their share
+// of this card's own measured read bandwidth, TFLOP/s of products. Results are checked by
+// kernel_test.
 
 #include <algorithm>
 #include <functional>
@@ -47,20 +48,24 @@ double Time(int calls, const std::function<void(int)>& call) {
 
 void Report(const std::string& what, double us, double bytes, double flops) {
   std::printf("%-58s %9.1f us", what.c_str(), us);
-  if (bytes > 0) std::printf(" %7.0f GB/s %5.1f %%", bytes / us / 1e3, 100 * bytes / us / 1e3 / g_copy_gbs);
+  if (bytes > 0)
+    std::printf(" %7.0f GB/s %5.1f %%", bytes / us / 1e3, 100 * bytes / us / 1e3 / g_copy_gbs);
   if (flops > 0) std::printf(" %7.1f TFLOP/s", flops / us / 1e6);
   std::printf("\n");
 }
 
-// Experts of one MoE layer: `resident` experts, each call with other picks, so that L2 does not help.
-void BenchExperts(TensorType type, int n, int rows, int parts, int picks, int resident, const char* shape) {
+// Experts of one MoE layer: `resident` experts, each call with other picks, so that L2 does not
+// help.
+void BenchExperts(TensorType type, int n, int rows, int parts, int picks, int resident,
+                  const char* shape) {
   Random random(1);
   const TypeTraits& t = Traits(type);
   size_t expert_bytes = RowBytes(type, n) * rows;
   std::vector<uint8_t> one = RandomBlocks(&random, int(type), expert_bytes / t.block_bytes);
   Device<uint8_t> w(expert_bytes * resident * parts);
   for (int e = 0; e < resident * parts; ++e) {
-    CUDA_OK(cudaMemcpy(w.get() + e * expert_bytes, one.data(), expert_bytes, cudaMemcpyHostToDevice));
+    CUDA_OK(
+        cudaMemcpy(w.get() + e * expert_bytes, one.data(), expert_bytes, cudaMemcpyHostToDevice));
   }
   int x_rows = parts == 2 ? 1 : picks;
   Device<float> x(random.Normals(size_t(x_rows) * n));
@@ -74,8 +79,10 @@ void BenchExperts(TensorType type, int n, int rows, int parts, int picks, int re
   double us = Time(calls, [&](int i) {
     MatVecArgs args;
     for (int p = 0; p < parts; ++p) {
-      args.parts[p] = {.w = w.get() + p * resident * expert_bytes, .expert_stride = expert_bytes,
-                       .y = y.get() + size_t(p) * picks * rows, .rows = rows};
+      args.parts[p] = {.w = w.get() + p * resident * expert_bytes,
+                       .expert_stride = expert_bytes,
+                       .y = y.get() + size_t(p) * picks * rows,
+                       .rows = rows};
     }
     args.num_parts = parts;
     args.n = n;
@@ -87,7 +94,8 @@ void BenchExperts(TensorType type, int n, int rows, int parts, int picks, int re
     args.pairs_per_row = parts == 2 ? picks : 1;
     CUDA_OK(FindWeightKernels(type)->mat_vec(args, g_stream));
   });
-  Report(std::string(shape) + " experts " + std::string(TypeName(type)), us, double(expert_bytes) * picks * parts, 0);
+  Report(std::string(shape) + " experts " + std::string(TypeName(type)), us,
+         double(expert_bytes) * picks * parts, 0);
 }
 
 void BenchDense(TensorType type, int n, int rows, int tokens, const char* shape) {
@@ -98,7 +106,8 @@ void BenchDense(TensorType type, int n, int rows, int tokens, const char* shape)
   copies = std::min(copies, 40);
   std::vector<uint8_t> one = RandomBlocks(&random, int(type), bytes / t.block_bytes);
   Device<uint8_t> w(bytes * copies);
-  for (int i = 0; i < copies; ++i) CUDA_OK(cudaMemcpy(w.get() + i * bytes, one.data(), bytes, cudaMemcpyHostToDevice));
+  for (int i = 0; i < copies; ++i)
+    CUDA_OK(cudaMemcpy(w.get() + i * bytes, one.data(), bytes, cudaMemcpyHostToDevice));
   const WeightKernels* kernels = FindWeightKernels(type);
   Device<float> x(random.Normals(size_t(tokens) * n)), y(size_t(tokens) * rows);
   Device<uint8_t> q8(tokens * Q8RowBytes(n));
@@ -111,18 +120,23 @@ void BenchDense(TensorType type, int n, int rows, int tokens, const char* shape)
     args.tokens = tokens;
     CUDA_OK(kernels->mat_vec(args, g_stream));
   });
-  Report(std::string(shape) + " " + std::string(TypeName(type)) + " " + std::to_string(rows) + " x " +
-             std::to_string(n) + ", " + std::to_string(tokens) + " tokens", us, double(bytes), 0);
+  Report(std::string(shape) + " " + std::string(TypeName(type)) + " " + std::to_string(rows) +
+             " x " + std::to_string(n) + ", " + std::to_string(tokens) + " tokens",
+         us, double(bytes), 0);
 }
 
 void BenchDecode(TensorType type) {
   Random random(1);
   int n = 6144, rows = 2048 * 4;
-  std::vector<uint8_t> bytes = RandomBlocks(&random, int(type), RowBytes(type, n) / Traits(type).block_bytes * rows);
+  std::vector<uint8_t> bytes =
+      RandomBlocks(&random, int(type), RowBytes(type, n) / Traits(type).block_bytes * rows);
   Device<uint8_t> w(bytes);
   Device<uint16_t> out(size_t(n) * rows);
-  double us = Time(10, [&](int) { CUDA_OK(FindWeightKernels(type)->decode_bf16(w.get(), size_t(n) * rows, out.get(), g_stream)); });
-  Report("unpack to bf16 " + std::string(TypeName(type)), us, double(bytes.size()) + 2.0 * n * rows, 0);
+  double us = Time(10, [&](int) {
+    CUDA_OK(FindWeightKernels(type)->decode_bf16(w.get(), size_t(n) * rows, out.get(), g_stream));
+  });
+  Report("unpack to bf16 " + std::string(TypeName(type)), us, double(bytes.size()) + 2.0 * n * rows,
+         0);
 }
 
 void BenchGemm(int m, int n, int k) {
@@ -132,16 +146,24 @@ void BenchGemm(int m, int n, int k) {
   for (auto& v : b) v = static_cast<uint16_t>(0x3F00 + (random.Bits() & 0x80FF));
   Device<uint16_t> d_a(a), d_b(b);
   Device<float> c(size_t(m) * n);
-  double us = Time(5, [&](int) { CUDA_OK(Gemm({.a = d_a.get(), .lda = k, .b = d_b.get(), .c = c.get(), .ldc = n, .m = m, .n = n, .k = k}, g_stream)); });
-  Report("gemm " + std::to_string(m) + " x " + std::to_string(n) + " x " + std::to_string(k), us, 0, 2.0 * m * n * k);
+  double us = Time(5, [&](int) {
+    CUDA_OK(Gemm(
+        {.a = d_a.get(), .lda = k, .b = d_b.get(), .c = c.get(), .ldc = n, .m = m, .n = n, .k = k},
+        g_stream));
+  });
+  Report("gemm " + std::to_string(m) + " x " + std::to_string(n) + " x " + std::to_string(k), us, 0,
+         2.0 * m * n * k);
 }
 
-void BenchAttention(int heads, int kv_heads, int k_dim, int v_dim, bool shared, KvType type, int context, int rows, int splits,
-                    bool consecutive, int selection, const char* shape) {
+void BenchAttention(int heads, int kv_heads, int k_dim, int v_dim, bool shared, KvType type,
+                    int context, int rows, int splits, bool consecutive, int selection,
+                    const char* shape) {
   Random random(1);
   int pages = context / 64 + 1;
-  size_t k_bytes = KvRowBytes(type, size_t(kv_heads) * k_dim), v_bytes = KvRowBytes(type, size_t(kv_heads) * v_dim);
-  Device<uint8_t> k(std::vector<uint8_t>(k_bytes * 64 * pages, 0x2C)), v(std::vector<uint8_t>(v_bytes * 64 * pages, 0x2C));
+  size_t k_bytes = KvRowBytes(type, size_t(kv_heads) * k_dim),
+         v_bytes = KvRowBytes(type, size_t(kv_heads) * v_dim);
+  Device<uint8_t> k(std::vector<uint8_t>(k_bytes * 64 * pages, 0x2C)),
+      v(std::vector<uint8_t>(v_bytes * 64 * pages, 0x2C));
   std::vector<int32_t> table(pages), offset(rows, 0), position(rows);
   for (int i = 0; i < pages; ++i) table[i] = i;
   for (int r = 0; r < rows; ++r) position[r] = consecutive ? context - rows + r : context - 1;
@@ -150,7 +172,9 @@ void BenchAttention(int heads, int kv_heads, int k_dim, int v_dim, bool shared, 
   Device<uint8_t> workspace(AttentionWorkspaceBytes(rows, heads, v_dim, splits));
   std::vector<int32_t> chosen(size_t(std::max(1, selection)) * rows);
   for (int r = 0; r < rows; ++r) {
-    for (int i = 0; i < selection; ++i) chosen[size_t(r) * selection + i] = static_cast<int>(int64_t{i} * (position[r] + 1) / selection);
+    for (int i = 0; i < selection; ++i)
+      chosen[size_t(r) * selection + i] =
+          static_cast<int>(int64_t{i} * (position[r] + 1) / selection);
   }
   Device<int32_t> d_selection(chosen);
   AttentionArgs args;
@@ -175,21 +199,39 @@ void BenchAttention(int heads, int kv_heads, int k_dim, int v_dim, bool shared, 
   double us = Time(5, [&](int) { CUDA_OK(Attention(args, g_stream)); });
   double entries = 0;
   for (int r = 0; r < rows; ++r) entries += selection > 0 ? selection : position[r] + 1;
-  Report(std::string(shape) + ", context " + std::to_string(context) + ", rows " + std::to_string(rows) + ", splits " + std::to_string(splits),
+  Report(std::string(shape) + ", context " + std::to_string(context) + ", rows " +
+             std::to_string(rows) + ", splits " + std::to_string(splits),
          us, 0, entries * heads * 2 * (k_dim + v_dim));
 }
 
 void BenchDeltaNet(int rows) {
   Random random(1);
   int channels = 8192;
-  Device<float> u(random.Normals(size_t(rows) * channels)), w(random.Normals(channels * 4)), conv(random.Normals(3 * channels));
-  Device<float> beta(random.Normals(rows * 32)), alpha(random.Normals(rows * 32)), dt(random.Normals(32)), a(std::vector<float>(32, -1));
-  Device<float> state(std::vector<float>(32 * 128 * 128, 0.0f)), qkv(size_t(rows) * channels), out(size_t(rows) * 4096);
+  Device<float> u(random.Normals(size_t(rows) * channels)), w(random.Normals(channels * 4)),
+      conv(random.Normals(3 * channels));
+  Device<float> beta(random.Normals(rows * 32)), alpha(random.Normals(rows * 32)),
+      dt(random.Normals(32)), a(std::vector<float>(32, -1));
+  Device<float> state(std::vector<float>(32 * 128 * 128, 0.0f)), qkv(size_t(rows) * channels),
+      out(size_t(rows) * 4096);
   Device<int32_t> offset(std::vector<int32_t>{0, rows}), slot(std::vector<int32_t>{0});
-  DeltaNetArgs args{.sequences = 1, .rows = rows, .row_offset = offset.get(), .slot = slot.get(), .k_heads = 16, .v_heads = 32,
-                    .k_dim = 128, .v_dim = 128, .u = u.get(), .conv_weight = w.get(), .conv_state = conv.get(),
-                    .beta_logit = beta.get(), .alpha = alpha.get(), .dt_bias = dt.get(), .a = a.get(), .state = state.get(),
-                    .qkv = qkv.get(), .out = out.get()};
+  DeltaNetArgs args{.sequences = 1,
+                    .rows = rows,
+                    .row_offset = offset.get(),
+                    .slot = slot.get(),
+                    .k_heads = 16,
+                    .v_heads = 32,
+                    .k_dim = 128,
+                    .v_dim = 128,
+                    .u = u.get(),
+                    .conv_weight = w.get(),
+                    .conv_state = conv.get(),
+                    .beta_logit = beta.get(),
+                    .alpha = alpha.get(),
+                    .dt_bias = dt.get(),
+                    .a = a.get(),
+                    .state = state.get(),
+                    .qkv = qkv.get(),
+                    .out = out.get()};
   double us = Time(5, [&](int) { CUDA_OK(DeltaNet(args, g_stream)); });
   Report("delta net, rows " + std::to_string(rows), us, 0, 0);
 }
@@ -201,16 +243,29 @@ void BenchIndexer(int context, int rows) {
   std::vector<int32_t> table(pages), offset(rows, 0), position(rows);
   for (int i = 0; i < pages; ++i) table[i] = i;
   for (int r = 0; r < rows; ++r) position[r] = context - rows + r;
-  Device<int32_t> d_table(table), d_offset(offset), d_position(position), chosen(size_t(rows) * 2048);
-  Device<float> q(random.Normals(size_t(rows) * 32 * 128)), w(random.Normals(size_t(rows) * 32)), scores(size_t(rows) * context);
+  Device<int32_t> d_table(table), d_offset(offset), d_position(position),
+      chosen(size_t(rows) * 2048);
+  Device<float> q(random.Normals(size_t(rows) * 32 * 128)), w(random.Normals(size_t(rows) * 32)),
+      scores(size_t(rows) * context);
   double us = Time(5, [&](int) {
-    CUDA_OK(IndexerScores({.at = {d_table.get(), d_offset.get(), d_position.get(), rows}, .q = q.get(), .w = w.get(), .heads = 32,
-                           .dim = 128, .type = KvType::kF16, .cache = cache.get(), .columns = context, .scores = scores.get()}, g_stream));
+    CUDA_OK(IndexerScores({.at = {d_table.get(), d_offset.get(), d_position.get(), rows},
+                           .q = q.get(),
+                           .w = w.get(),
+                           .heads = 32,
+                           .dim = 128,
+                           .type = KvType::kF16,
+                           .cache = cache.get(),
+                           .columns = context,
+                           .scores = scores.get()},
+                          g_stream));
   });
-  Report("indexer scores, context " + std::to_string(context) + ", rows " + std::to_string(rows), us, 0,
-         2.0 * 32 * 128 * context * rows);
-  us = Time(5, [&](int) { CUDA_OK(TopK(scores.get(), rows, context, d_position.get(), 2048, chosen.get(), g_stream)); });
-  Report("top 2048, context " + std::to_string(context) + ", rows " + std::to_string(rows), us, 0, 0);
+  Report("indexer scores, context " + std::to_string(context) + ", rows " + std::to_string(rows),
+         us, 0, 2.0 * 32 * 128 * context * rows);
+  us = Time(5, [&](int) {
+    CUDA_OK(TopK(scores.get(), rows, context, d_position.get(), 2048, chosen.get(), g_stream));
+  });
+  Report("top 2048, context " + std::to_string(context) + ", rows " + std::to_string(rows), us, 0,
+         0);
 }
 
 void BenchSmall() {
@@ -218,12 +273,29 @@ void BenchSmall() {
   int n = 6144;
   Device<float> h(random.Normals(n)), d(random.Normals(n)), w(random.Normals(n));
   Device<uint8_t> q8(Q8RowBytes(n));
-  Report("rms norm + q8, 6144", Time(50, [&](int) { CUDA_OK(RmsNorm(h.get(), n, d.get(), w.get(), 1e-5f, 1, n, {.q8 = q8.get()}, g_stream)); }), 0, 0);
+  Report("rms norm + q8, 6144",
+         Time(50,
+              [&](int) {
+                CUDA_OK(
+                    RmsNorm(h.get(), n, d.get(), w.get(), 1e-5f, 1, n, {.q8 = q8.get()}, g_stream));
+              }),
+         0, 0);
   Device<float> logits(random.Normals(256)), weights(8);
   Device<int32_t> ids(8);
-  RouterArgs router{.logits = logits.get(), .tokens = 1, .num_experts = 256, .top_k = 8, .sigmoid = true, .normalize = true, .ids = ids.get(), .weights = weights.get()};
+  RouterArgs router{.logits = logits.get(),
+                    .tokens = 1,
+                    .num_experts = 256,
+                    .top_k = 8,
+                    .sigmoid = true,
+                    .normalize = true,
+                    .ids = ids.get(),
+                    .weights = weights.get()};
   Report("router 256, 8", Time(50, [&](int) { CUDA_OK(Router(router, g_stream)); }), 0, 0);
-  Report("swiglu + q8, 8 x 2048", Time(50, [&](int) { CUDA_OK(SwiGlu(h.get(), d.get(), 0, 8, 2048, {.q8 = q8.get()}, g_stream)); }), 0, 0);
+  Report(
+      "swiglu + q8, 8 x 2048",
+      Time(50,
+           [&](int) { CUDA_OK(SwiGlu(h.get(), d.get(), 0, 8, 2048, {.q8 = q8.get()}, g_stream)); }),
+      0, 0);
 }
 
 }  // namespace
@@ -235,13 +307,17 @@ int Main() {
   {
     size_t bytes = size_t{4} << 30;
     Device<uint8_t> a(bytes), b(bytes);
-    double us = Time(3, [&](int) { CUDA_OK(cudaMemcpyAsync(b.get(), a.get(), bytes, cudaMemcpyDeviceToDevice, g_stream)); });
+    auto copy = [&](int) {
+      CUDA_OK(cudaMemcpyAsync(b.get(), a.get(), bytes, cudaMemcpyDeviceToDevice, g_stream));
+    };
+    Time(40, copy);  // until the clocks are up
+    double us = Time(3, copy);
     g_copy_gbs = 2.0 * bytes / us / 1e3;
     Report("copy (read + written)", us, 2.0 * bytes, 0);
   }
   using enum TensorType;
-  for (TensorType type : {kIQ2_XXS, kIQ2_XS, kIQ2_S, kIQ3_XXS, kIQ3_S, kIQ1_S, kIQ1_M, kIQ4_XS, kIQ4_NL, kQ2_K, kQ3_K, kQ4_K,
-                          kQ5_K, kQ6_K, kQ8_0, kQ4_0, kMXFP4}) {
+  for (TensorType type : {kIQ2_XXS, kIQ2_XS, kIQ2_S, kIQ3_XXS, kIQ3_S, kIQ1_S, kIQ1_M, kIQ4_XS,
+                          kIQ4_NL, kQ2_K, kQ3_K, kQ4_K, kQ5_K, kQ6_K, kQ8_0, kQ4_0, kMXFP4}) {
     BenchExperts(type, 6144, 2048, 2, 8, 64, "GLM gate+up");
     BenchExperts(type, 2048, 6144, 1, 8, 128, "GLM down");
   }
@@ -263,11 +339,14 @@ int Main() {
   BenchGemm(8192, 6144, 2048);
   BenchGemm(2048, 16384, 2048);
   BenchGemm(256, 2048, 6144);
-  for (int context : {512, 2048, 16384}) BenchAttention(64, 1, 576, 512, true, KvType::kF16, context, 1, 32, false, 0, "MLA decode f16");
+  for (int context : {512, 2048, 16384})
+    BenchAttention(64, 1, 576, 512, true, KvType::kF16, context, 1, 32, false, 0, "MLA decode f16");
   BenchAttention(64, 1, 576, 512, true, KvType::kQ8_0, 16384, 1, 32, false, 0, "MLA decode q8_0");
-  BenchAttention(64, 1, 576, 512, true, KvType::kF16, 65536, 1, 32, false, 2048, "MLA sparse decode");
+  BenchAttention(64, 1, 576, 512, true, KvType::kF16, 65536, 1, 32, false, 2048,
+                 "MLA sparse decode");
   BenchAttention(64, 1, 576, 512, true, KvType::kF16, 2048, 2048, 1, true, 0, "MLA prefill");
-  BenchAttention(64, 1, 576, 512, true, KvType::kF16, 8192, 1024, 1, true, 2048, "MLA sparse prefill");
+  BenchAttention(64, 1, 576, 512, true, KvType::kF16, 8192, 1024, 1, true, 2048,
+                 "MLA sparse prefill");
   BenchAttention(16, 2, 256, 256, false, KvType::kF16, 4096, 1, 32, false, 0, "GQA decode");
   BenchAttention(16, 2, 256, 256, false, KvType::kF16, 2048, 2048, 1, true, 0, "GQA prefill");
   BenchIndexer(16384, 1);

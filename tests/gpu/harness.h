@@ -27,7 +27,9 @@ inline std::vector<Case>& Cases() {
   return cases;
 }
 struct Register {
-  Register(std::string name, std::function<void()> run) { Cases().push_back({std::move(name), std::move(run)}); }
+  Register(std::string name, std::function<void()> run) {
+    Cases().push_back({std::move(name), std::move(run)});
+  }
 };
 
 struct Outcome {
@@ -40,9 +42,9 @@ inline Outcome& Current() {
   return outcome;
 }
 
-#define GPU_TEST(name)                                                              \
-  static void name();                                                               \
-  static ::packtrain::gputest::Register name##_registered(#name, &name);            \
+#define GPU_TEST(name)                                                   \
+  static void name();                                                    \
+  static ::packtrain::gputest::Register name##_registered(#name, &name); \
   static void name()
 
 inline void Expect(bool ok, const std::string& what) {
@@ -54,15 +56,18 @@ inline void Expect(bool ok, const std::string& what) {
 // NaN on either side fails.
 inline void ExpectNear(double value, double reference, double tolerance, const std::string& what) {
   double error = std::abs(value - reference);
-  if (error <= tolerance && tolerance > 0) Current().worst = std::max(Current().worst, error / tolerance);
+  if (error <= tolerance && tolerance > 0)
+    Current().worst = std::max(Current().worst, error / tolerance);
   ++Current().checks;
   if (error <= tolerance) return;
   if (++Current().failures <= 5) {
-    std::printf("    FAILED %s: %.9g, reference %.9g, tolerance %.3g\n", what.c_str(), value, reference, tolerance);
+    std::printf("    FAILED %s: %.9g, reference %.9g, tolerance %.3g\n", what.c_str(), value,
+                reference, tolerance);
   }
 }
 
-// CUDA's and the launchers' codes: anything but success ends the program, nothing later can be trusted.
+// CUDA's and the launchers' codes: anything but success ends the program, nothing later can be
+// trusted.
 inline void Check(int code, const char* what) {
   if (code == 0) return;
   std::printf("%s: %s\n", what, cudaGetErrorString(static_cast<cudaError_t>(code)));

@@ -73,7 +73,8 @@ std::vector<uint8_t> RandomBlocks(Random* random, int type_id, size_t blocks) {
       case TensorType::kIQ1_M: {
         uint16_t d = FloatToHalf(random->Normal(0.02f));
         for (int i = 0; i < 4; ++i) {
-          block[49 + 2 * i] = static_cast<uint8_t>((block[49 + 2 * i] & 15) | (d >> 4 * i & 15) << 4);
+          block[49 + 2 * i] =
+              static_cast<uint8_t>((block[49 + 2 * i] & 15) | (d >> 4 * i & 15) << 4);
         }
         break;
       }

@@ -15,7 +15,8 @@ constexpr KvType kTypes[] = {KvType::kF32, KvType::kF16, KvType::kQ8_0, KvType::
 const char* const kTypeNames[] = {"f32", "f16", "q8_0", "q4_1"};
 
 TensorType CodecType(KvType type) {
-  const TensorType types[] = {TensorType::kF32, TensorType::kF16, TensorType::kQ8_0, TensorType::kQ4_1};
+  const TensorType types[] = {TensorType::kF32, TensorType::kF16, TensorType::kQ8_0,
+                              TensorType::kQ4_1};
   return types[static_cast<int>(type)];
 }
 
@@ -27,26 +28,32 @@ struct Cache {
     std::vector<int32_t> ids(2 * pages);
     for (int i = 0; i < 2 * pages; ++i) ids[i] = i;
     for (int i = 2 * pages - 1; i > 0; --i) std::swap(ids[i], ids[random->Below(i + 1)]);
-    for (int s = 0; s < 2; ++s) tables[s].assign(ids.begin() + s * pages, ids.begin() + (s + 1) * pages);
+    for (int s = 0; s < 2; ++s)
+      tables[s].assign(ids.begin() + s * pages, ids.begin() + (s + 1) * pages);
     data.reset(new Device<uint8_t>(size_t(2) * pages * 64 * KvRowBytes(type, n)));
     std::vector<int32_t> both = tables[0];
     both.insert(both.end(), tables[1].begin(), tables[1].end());
     d_tables.reset(new Device<int32_t>(both));
-    // Fill every position through the kernel under test; its contents are read back for the reference.
+    // Fill every position through the kernel under test; its contents are read back for the
+    // reference.
     int rows = 2 * context;
     std::vector<float> x = random->Normals(size_t(rows) * n);
     std::vector<int32_t> position(rows), offset(rows);
     for (int r = 0; r < rows; ++r) position[r] = r % context, offset[r] = r / context * pages;
     Device<float> d_x(x);
     Device<int32_t> d_position(position), d_offset(offset);
-    CUDA_OK(KvStore({d_tables->get(), d_offset.get(), d_position.get(), rows}, d_x.get(), n, n, type, data->get(), nullptr));
+    CUDA_OK(KvStore({d_tables->get(), d_offset.get(), d_position.get(), rows}, d_x.get(), n, n,
+                    type, data->get(), nullptr));
     std::vector<uint8_t> bytes = data->Get();
     size_t row_bytes = KvRowBytes(type, n);
     std::vector<uint8_t> expected(row_bytes);
     for (int r = 0; r < rows; ++r) {
-      const uint8_t* stored = bytes.data() + (size_t(tables[r / context][position[r] / 64]) * 64 + position[r] % 64) * row_bytes;
+      const uint8_t* stored =
+          bytes.data() +
+          (size_t(tables[r / context][position[r] / 64]) * 64 + position[r] % 64) * row_bytes;
       Encode(CodecType(type), x.data() + size_t(r) * n, n, expected.data());
-      Expect(std::memcmp(stored, expected.data(), row_bytes) == 0, std::string("stored row, ") + kTypeNames[int(type)]);
+      Expect(std::memcmp(stored, expected.data(), row_bytes) == 0,
+             std::string("stored row, ") + kTypeNames[int(type)]);
       std::vector<float> values(n);
       Decode(CodecType(type), stored, n, values.data());
       contents[r / context].insert(contents[r / context].end(), values.begin(), values.end());
@@ -111,12 +118,14 @@ void RunAttention(const AttentionCase& c, KvType type, int splits, bool sparse, 
       for (int p = 0; p < context; ++p) position[p] = p;
       Device<float> d_x(x);
       Device<int32_t> d_position(position), d_offset(offset);
-      CUDA_OK(KvStore({keys.d_tables->get(), d_offset.get(), d_position.get(), context}, d_x.get(), values->n,
-                      values->n, type, values->data->get(), nullptr));
+      CUDA_OK(KvStore({keys.d_tables->get(), d_offset.get(), d_position.get(), context}, d_x.get(),
+                      values->n, values->n, type, values->data->get(), nullptr));
       bytes = values->data->Get();
       for (int p = 0; p < context; ++p) {
-        const uint8_t* stored = bytes.data() + (size_t(keys.tables[s][p / 64]) * 64 + p % 64) * row_bytes;
-        Decode(CodecType(type), stored, values->n, values->contents[s].data() + size_t(p) * values->n);
+        const uint8_t* stored =
+            bytes.data() + (size_t(keys.tables[s][p / 64]) * 64 + p % 64) * row_bytes;
+        Decode(CodecType(type), stored, values->n,
+               values->contents[s].data() + size_t(p) * values->n);
       }
     }
   }
@@ -165,8 +174,9 @@ void RunAttention(const AttentionCase& c, KvType type, int splits, bool sparse, 
   CUDA_OK(Attention(args, nullptr));
   std::vector<float> got = out.Get();
 
-  std::string what = std::to_string(c.heads) + "/" + std::to_string(c.kv_heads) + " heads, " + std::to_string(c.k_dim) +
-                     "/" + std::to_string(c.v_dim) + ", " + kTypeNames[int(type)] + ", " + std::to_string(splits) + " splits";
+  std::string what = std::to_string(c.heads) + "/" + std::to_string(c.kv_heads) + " heads, " +
+                     std::to_string(c.k_dim) + "/" + std::to_string(c.v_dim) + ", " +
+                     kTypeNames[int(type)] + ", " + std::to_string(splits) + " splits";
   const Cache& v_cache = c.shared ? keys : *values;
   for (int r = 0; r < rows; ++r) {
     int s = list[r].first, visible = list[r].second + 1;
@@ -191,17 +201,20 @@ void RunAttention(const AttentionCase& c, KvType type, int splits, bool sparse, 
         error = std::max(error, magnitude * args.scale);
       }
       for (double& v : z) sum += v = std::exp(v - highest);
-      // f16 rounds q (and dequantised keys) by 2^-12 on average each and p by 2^-11; sums of many such
-      // errors grow with the root of their number, far below their sum of magnitudes `error`.
+      // f16 rounds q (and dequantised keys) by 2^-12 on average each and p by 2^-11; sums of many
+      // such errors grow with the root of their number, far below their sum of magnitudes `error`.
       bool f32 = type == KvType::kF32;
       for (int d = 0; d < c.v_dim; ++d) {
         double o = 0, spread = 0;
         for (size_t e = 0; e < entries.size(); ++e) {
-          double v = v_cache.contents[s][size_t(entries[e]) * v_cache.n + (c.shared ? 0 : kv * c.v_dim) + d];
+          double v =
+              v_cache
+                  .contents[s][size_t(entries[e]) * v_cache.n + (c.shared ? 0 : kv * c.v_dim) + d];
           o += z[e] / sum * v;
           spread += z[e] / sum * std::abs(v);
         }
-        double tolerance = f32 ? 3e-7 * error * (spread + 1) + 1e-6 : (std::ldexp(1.0, -12) * error * 0.5 + 2e-3) * (spread + 0.1);
+        double tolerance = f32 ? 3e-7 * error * (spread + 1) + 1e-6
+                               : (std::ldexp(1.0, -12) * error * 0.5 + 2e-3) * (spread + 0.1);
         ExpectNear(got[(size_t(r) * c.heads + h) * c.v_dim + d], o, tolerance, what);
       }
     }
@@ -229,7 +242,8 @@ void RunAttention(const AttentionCase& c, KvType type, int splits, bool sparse, 
 GPU_TEST(MlaAttentionMatchesDoubles) {
   for (KvType type : kTypes) {
     for (int splits : {1, 3, 8}) {
-      for (int heads : {64, 16}) RunAttention({heads, 1, 576, 512, true}, type, splits, false, false);
+      for (int heads : {64, 16})
+        RunAttention({heads, 1, 576, 512, true}, type, splits, false, false);
     }
     RunAttention({64, 1, 576, 512, true}, type, 1, false, true);
   }
@@ -264,18 +278,27 @@ GPU_TEST(AttentionOfOddDimensionsRunsInF32) {
 
 GPU_TEST(IndexerScoresMatchDoubles) {
   for (KvType type : kTypes) {
-    for (auto [heads, dim] : {std::pair{32, 128}, std::pair{64, 128}, std::pair{4, 64}, std::pair{3, 32}}) {
+    for (auto [heads, dim] :
+         {std::pair{32, 128}, std::pair{64, 128}, std::pair{4, 64}, std::pair{3, 32}}) {
       Random random(30);
       int context = 300, columns = 290;
       Cache keys(&random, type, dim, context);
       std::vector<std::pair<int, int>> list = {{0, 0}, {1, 63}, {0, 64}, {1, 200}, {0, 289}};
       Rows at(keys, list);
       int rows = static_cast<int>(list.size());
-      std::vector<float> q = random.Normals(size_t(rows) * heads * dim), w = random.Normals(size_t(rows) * heads);
+      std::vector<float> q = random.Normals(size_t(rows) * heads * dim),
+                         w = random.Normals(size_t(rows) * heads);
       Device<float> d_q(q), d_w(w), scores(size_t(rows) * columns);
-      IndexerArgs args{.at = at.at, .q = d_q.get(), .w = d_w.get(), .heads = heads, .dim = dim,
-                       .scale = 1 / std::sqrt(static_cast<float>(heads * dim)), .type = type,
-                       .cache = keys.data->get(), .columns = columns, .scores = scores.get()};
+      IndexerArgs args{.at = at.at,
+                       .q = d_q.get(),
+                       .w = d_w.get(),
+                       .heads = heads,
+                       .dim = dim,
+                       .scale = 1 / std::sqrt(static_cast<float>(heads * dim)),
+                       .type = type,
+                       .cache = keys.data->get(),
+                       .columns = columns,
+                       .scores = scores.get()};
       CUDA_OK(IndexerScores(args, nullptr));
       std::vector<float> got = scores.Get();
       for (int r = 0; r < rows; ++r) {
@@ -289,14 +312,16 @@ GPU_TEST(IndexerScoresMatchDoubles) {
           for (int h = 0; h < heads; ++h) {
             double dot = 0, size = 0;
             for (int i = 0; i < dim; ++i) {
-              double product = double{q[(size_t(r) * heads + h) * dim + i]} * keys.contents[list[r].first][size_t(t) * dim + i];
+              double product = double{q[(size_t(r) * heads + h) * dim + i]} *
+                               keys.contents[list[r].first][size_t(t) * dim + i];
               dot += product, size += std::abs(product);
             }
             sum += w[size_t(r) * heads + h] * std::max(0.0, dot);
             magnitude += std::abs(w[size_t(r) * heads + h]) * size;
           }
           bool f32 = type == KvType::kF32 || dim != 128;
-          ExpectNear(value, sum * args.scale, magnitude * args.scale * (f32 ? 2e-6 : 5e-4) + 1e-7, "score");
+          ExpectNear(value, sum * args.scale, magnitude * args.scale * (f32 ? 2e-6 : 5e-4) + 1e-7,
+                     "score");
         }
       }
     }
@@ -306,21 +331,30 @@ GPU_TEST(IndexerScoresMatchDoubles) {
 // One sequence's Gated DeltaNet layer in doubles.
 struct DeltaNetReference {
   DeltaNetReference(int kh, int vh, int dk, int dv)
-      : kh(kh), vh(vh), dk(dk), dv(dv), channels(2 * kh * dk + vh * dv), conv(3 * channels), state(size_t(vh) * dk * dv) {}
-  std::vector<double> Step(const float* u, const float* w, const float* beta_logit, const float* alpha,
-                           const float* dt, const float* a) {
+      : kh(kh),
+        vh(vh),
+        dk(dk),
+        dv(dv),
+        channels(2 * kh * dk + vh * dv),
+        conv(3 * channels),
+        state(size_t(vh) * dk * dv) {}
+  std::vector<double> Step(const float* u, const float* w, const float* beta_logit,
+                           const float* alpha, const float* dt, const float* a) {
     std::vector<double> x(channels), out(size_t(vh) * dv);
     for (int c = 0; c < channels; ++c) {
-      double y = w[4 * c] * conv[c] + w[4 * c + 1] * conv[channels + c] + w[4 * c + 2] * conv[2 * channels + c] + double{w[4 * c + 3]} * u[c];
+      double y = w[4 * c] * conv[c] + w[4 * c + 1] * conv[channels + c] +
+                 w[4 * c + 2] * conv[2 * channels + c] + double{w[4 * c + 3]} * u[c];
       x[c] = y / (1 + std::exp(-y));
     }
     for (int c = 0; c < channels; ++c) {
-      conv[c] = conv[channels + c], conv[channels + c] = conv[2 * channels + c], conv[2 * channels + c] = u[c];
+      conv[c] = conv[channels + c], conv[channels + c] = conv[2 * channels + c],
+      conv[2 * channels + c] = u[c];
     }
     for (int h = 0; h < 2 * kh; ++h) {
       double sum = 1e-6;
       for (int i = 0; i < dk; ++i) sum += x[h * dk + i] * x[h * dk + i];
-      for (int i = 0; i < dk; ++i) x[h * dk + i] /= std::sqrt(sum) * (h < kh ? std::sqrt(double(dk)) : 1);
+      for (int i = 0; i < dk; ++i)
+        x[h * dk + i] /= std::sqrt(sum) * (h < kh ? std::sqrt(double(dk)) : 1);
     }
     for (int v = 0; v < vh; ++v) {
       const double* q = x.data() + (v % kh) * dk;
@@ -349,8 +383,10 @@ GPU_TEST(DeltaNetMatchesDoublesAndAnyCutOfTheTokens) {
   for (Size z : {Size{16, 32, 128, 128}, Size{2, 4, 64, 64}, Size{1, 3, 32, 48}}) {
     Random random(40);
     int tokens = 70, channels = 2 * z.kh * z.dk + z.vh * z.dv;
-    std::vector<float> u = random.Normals(size_t(2) * tokens * channels), w = random.Normals(size_t(channels) * 4, 0.5f);
-    std::vector<float> beta = random.Normals(size_t(2) * tokens * z.vh), alpha = random.Normals(size_t(2) * tokens * z.vh);
+    std::vector<float> u = random.Normals(size_t(2) * tokens * channels),
+                       w = random.Normals(size_t(channels) * 4, 0.5f);
+    std::vector<float> beta = random.Normals(size_t(2) * tokens * z.vh),
+                       alpha = random.Normals(size_t(2) * tokens * z.vh);
     std::vector<float> dt = random.Normals(z.vh), a = random.Normals(z.vh);
     for (float& v : a) v = -std::abs(v);
     Device<float> d_u(u), d_w(w), d_beta(beta), d_alpha(alpha), d_dt(dt), d_a(a);
@@ -358,19 +394,32 @@ GPU_TEST(DeltaNetMatchesDoublesAndAnyCutOfTheTokens) {
 
     // Sequences 0 and 1 own slots 2 and 0; `cuts` are the rows at which a new ubatch begins.
     auto run = [&](std::vector<int> cuts, std::vector<float>* states) {
-      Device<float> conv(std::vector<float>(size_t(3) * 3 * channels, 0.0f)), state(std::vector<float>(3 * state_size, 0.0f));
+      Device<float> conv(std::vector<float>(size_t(3) * 3 * channels, 0.0f)),
+          state(std::vector<float>(3 * state_size, 0.0f));
       Device<float> qkv(u.size()), out(2 * tokens * out_row);
       std::vector<float> result(2 * tokens * out_row);
       cuts.push_back(tokens);
       for (size_t c = 0, begin = 0; c < cuts.size(); begin = cuts[c++]) {
-        Device<int32_t> offset(std::vector<int32_t>{int(begin), cuts[c]}), slots(std::vector<int32_t>{2, 0});
+        Device<int32_t> offset(std::vector<int32_t>{int(begin), cuts[c]}),
+            slots(std::vector<int32_t>{2, 0});
         for (int s = 0; s < 2; ++s) {
-          DeltaNetArgs args{.sequences = 1, .rows = cuts[c], .row_offset = offset.get(), .slot = slots.get() + s,
-                            .k_heads = z.kh, .v_heads = z.vh, .k_dim = z.dk, .v_dim = z.dv,
-                            .u = d_u.get() + size_t(s) * tokens * channels, .conv_weight = d_w.get(),
-                            .conv_state = conv.get(), .beta_logit = d_beta.get() + size_t(s) * tokens * z.vh,
-                            .alpha = d_alpha.get() + size_t(s) * tokens * z.vh, .dt_bias = d_dt.get(), .a = d_a.get(),
-                            .state = state.get(), .qkv = qkv.get() + size_t(s) * tokens * channels,
+          DeltaNetArgs args{.sequences = 1,
+                            .rows = cuts[c],
+                            .row_offset = offset.get(),
+                            .slot = slots.get() + s,
+                            .k_heads = z.kh,
+                            .v_heads = z.vh,
+                            .k_dim = z.dk,
+                            .v_dim = z.dv,
+                            .u = d_u.get() + size_t(s) * tokens * channels,
+                            .conv_weight = d_w.get(),
+                            .conv_state = conv.get(),
+                            .beta_logit = d_beta.get() + size_t(s) * tokens * z.vh,
+                            .alpha = d_alpha.get() + size_t(s) * tokens * z.vh,
+                            .dt_bias = d_dt.get(),
+                            .a = d_a.get(),
+                            .state = state.get(),
+                            .qkv = qkv.get() + size_t(s) * tokens * channels,
                             .out = out.get() + s * tokens * out_row};
           CUDA_OK(DeltaNet(args, nullptr));
         }
@@ -383,25 +432,45 @@ GPU_TEST(DeltaNetMatchesDoublesAndAnyCutOfTheTokens) {
     Expect(SameBits(whole, cut), "another cut of the tokens differs");
     Expect(SameBits(whole_state, cut_state), "another cut of the tokens leaves another state");
     // Both sequences in one launch.
-    Device<float> conv(std::vector<float>(size_t(3) * 3 * channels, 0.0f)), state(std::vector<float>(3 * state_size, 0.0f));
+    Device<float> conv(std::vector<float>(size_t(3) * 3 * channels, 0.0f)),
+        state(std::vector<float>(3 * state_size, 0.0f));
     Device<float> qkv(u.size()), out(2 * tokens * out_row);
-    Device<int32_t> offset(std::vector<int32_t>{0, tokens, 2 * tokens}), slots(std::vector<int32_t>{2, 0});
-    CUDA_OK(DeltaNet({.sequences = 2, .rows = 2 * tokens, .row_offset = offset.get(), .slot = slots.get(), .k_heads = z.kh,
-                      .v_heads = z.vh, .k_dim = z.dk, .v_dim = z.dv, .u = d_u.get(), .conv_weight = d_w.get(),
-                      .conv_state = conv.get(), .beta_logit = d_beta.get(), .alpha = d_alpha.get(), .dt_bias = d_dt.get(),
-                      .a = d_a.get(), .state = state.get(), .qkv = qkv.get(), .out = out.get()}, nullptr));
+    Device<int32_t> offset(std::vector<int32_t>{0, tokens, 2 * tokens}),
+        slots(std::vector<int32_t>{2, 0});
+    CUDA_OK(DeltaNet({.sequences = 2,
+                      .rows = 2 * tokens,
+                      .row_offset = offset.get(),
+                      .slot = slots.get(),
+                      .k_heads = z.kh,
+                      .v_heads = z.vh,
+                      .k_dim = z.dk,
+                      .v_dim = z.dv,
+                      .u = d_u.get(),
+                      .conv_weight = d_w.get(),
+                      .conv_state = conv.get(),
+                      .beta_logit = d_beta.get(),
+                      .alpha = d_alpha.get(),
+                      .dt_bias = d_dt.get(),
+                      .a = d_a.get(),
+                      .state = state.get(),
+                      .qkv = qkv.get(),
+                      .out = out.get()},
+                     nullptr));
     Expect(SameBits(out.Get(), whole), "two sequences in one launch differ from each alone");
 
     for (int s = 0; s < 2; ++s) {
       DeltaNetReference reference(z.kh, z.vh, z.dk, z.dv);
       for (int t = 0; t < tokens; ++t) {
         size_t row = size_t(s) * tokens + t;
-        std::vector<double> o = reference.Step(u.data() + row * channels, w.data(), beta.data() + row * z.vh,
-                                               alpha.data() + row * z.vh, dt.data(), a.data());
-        for (size_t i = 0; i < o.size(); ++i) ExpectNear(whole[row * out_row + i], o[i], 2e-6 + 2e-5 * std::abs(o[i]), "output");
+        std::vector<double> o =
+            reference.Step(u.data() + row * channels, w.data(), beta.data() + row * z.vh,
+                           alpha.data() + row * z.vh, dt.data(), a.data());
+        for (size_t i = 0; i < o.size(); ++i)
+          ExpectNear(whole[row * out_row + i], o[i], 2e-6 + 2e-5 * std::abs(o[i]), "output");
       }
       for (size_t i = 0; i < state_size; ++i) {
-        ExpectNear(whole_state[(s == 0 ? 2 : 0) * state_size + i], reference.state[i], 1e-5, "state");
+        ExpectNear(whole_state[(s == 0 ? 2 : 0) * state_size + i], reference.state[i], 1e-5,
+                   "state");
       }
     }
   }
@@ -410,16 +479,19 @@ GPU_TEST(DeltaNetMatchesDoublesAndAnyCutOfTheTokens) {
 GPU_TEST(GatedNormMatchesDoubles) {
   Random random(41);
   int rows = 3, heads = 5, dim = 128;
-  std::vector<float> x = random.Normals(size_t(rows) * heads * dim), z = random.Normals(x.size()), w = random.Normals(dim);
+  std::vector<float> x = random.Normals(size_t(rows) * heads * dim), z = random.Normals(x.size()),
+                     w = random.Normals(dim);
   Device<float> d_x(x), d_z(z), d_w(w), y(x.size());
-  CUDA_OK(GatedRmsNorm(d_x.get(), d_z.get(), d_w.get(), 1e-6f, rows, heads, dim, {.f32 = y.get()}, nullptr));
+  CUDA_OK(GatedRmsNorm(d_x.get(), d_z.get(), d_w.get(), 1e-6f, rows, heads, dim, {.f32 = y.get()},
+                       nullptr));
   std::vector<float> got = y.Get();
   for (int h = 0; h < rows * heads; ++h) {
     double sum = 0;
     for (int i = 0; i < dim; ++i) sum += double{x[h * dim + i]} * x[h * dim + i];
     for (int i = 0; i < dim; ++i) {
       double gate = z[h * dim + i];
-      double reference = x[h * dim + i] / std::sqrt(sum / dim + 1e-6) * w[i] * gate / (1 + std::exp(-gate));
+      double reference =
+          x[h * dim + i] / std::sqrt(sum / dim + 1e-6) * w[i] * gate / (1 + std::exp(-gate));
       ExpectNear(got[h * dim + i], reference, 2e-6 * (0.1 + std::abs(reference)), "gated norm");
     }
   }

@@ -29,9 +29,15 @@ std::vector<float> DecodeAll(TensorType type, const std::vector<uint8_t>& blocks
   return values;
 }
 
+// Value i of a Q8 row without its scale.
+int Q8Value(const uint8_t* row, int n, int i) {
+  return static_cast<int8_t>(row[i % 32 / 16 * (n / 2) + i / 32 * 16 + i % 16]);
+}
+
 // The activations that a kernel of this type reads, on the device and as numbers.
 struct Activations {
-  Activations(Random* random, bool f32, int rows, int n) : values(random->Normals(size_t(rows) * n)) {
+  Activations(Random* random, bool f32, int rows, int n)
+      : values(random->Normals(size_t(rows) * n)) {
     for (size_t i = 0; i < values.size(); i += 97) values[i] *= 20;
     raw.reset(new Device<float>(values));
     if (f32) return;
@@ -43,17 +49,20 @@ struct Activations {
       for (int i = 0; i < n; ++i) {
         float d;
         std::memcpy(&d, row + n + i / 32 * 8, 4);
-        values[size_t(r) * n + i] = d * static_cast<float>(static_cast<int8_t>(row[i]));
+        values[size_t(r) * n + i] = d * static_cast<float>(Q8Value(row, n, i));
       }
     }
   }
-  const void* data() const { return q8 != nullptr ? static_cast<const void*>(q8->get()) : raw->get(); }
+  const void* data() const {
+    return q8 != nullptr ? static_cast<const void*>(q8->get()) : raw->get();
+  }
   std::vector<float> values;
   std::unique_ptr<Device<float>> raw;
   std::unique_ptr<Device<uint8_t>> q8;
 };
 
-void ExpectDots(const std::vector<float>& w, const float* x, int rows, int n, const float* y, const std::string& what) {
+void ExpectDots(const std::vector<float>& w, const float* x, int rows, int n, const float* y,
+                const std::string& what) {
   for (int r = 0; r < rows; ++r) {
     double sum = 0, magnitude = 0;
     for (int i = 0; i < n; ++i) {
@@ -61,8 +70,8 @@ void ExpectDots(const std::vector<float>& w, const float* x, int rows, int n, co
       sum += product;
       magnitude += std::abs(product);
     }
-    // Integer dots are exact; each of n / 32 terms rounds a few times, and lanes add up in a tree. A
-    // minimum makes terms larger than the weight itself: at most 32 times (6-bit quants less 32).
+    // Integer dots are exact; each of n / 32 terms rounds a few times, and lanes add up in a tree.
+    // A minimum makes terms larger than the weight itself: at most 32 times (6-bit quants less 32).
     double tolerance = 1.2e-7 * (8 + n / 256.0) * 4 * magnitude + 1e-30;
     ExpectNear(y[r], sum, tolerance, what + " row " + std::to_string(r));
   }
@@ -85,16 +94,19 @@ GPU_TEST(EveryTypeDecodesBitForBit) {
     std::vector<uint16_t> got16 = bf16.Get();
     for (size_t i = 0; i < reference.size(); ++i) {
       // Equal as numbers: -0 for +0 is allowed, NaN is not.
-      Expect(got[i] == reference[i], Name(type) + " weight " + std::to_string(i) + ": " + std::to_string(got[i]) +
-                                         ", reference " + std::to_string(reference[i]));
-      Expect(BFloat16ToFloat(got16[i]) == BFloat16ToFloat(FloatToBFloat16(reference[i])), Name(type) + " as bf16");
+      Expect(got[i] == reference[i], Name(type) + " weight " + std::to_string(i) + ": " +
+                                         std::to_string(got[i]) + ", reference " +
+                                         std::to_string(reference[i]));
+      Expect(BFloat16ToFloat(got16[i]) == BFloat16ToFloat(FloatToBFloat16(reference[i])),
+             Name(type) + " as bf16");
     }
     // Rows by id, as the embedding reads them.
     int n = int(t.block_weights), rows = int(blocks);
     std::vector<int32_t> ids = {rows - 1, 0, 2, 2};
     Device<int32_t> row_ids(ids);
     Device<float> gathered(ids.size() * n);
-    CUDA_OK(kernels->decode_f32(w.get(), ids.size() * n, row_ids.get(), n, gathered.get(), nullptr));
+    CUDA_OK(
+        kernels->decode_f32(w.get(), ids.size() * n, row_ids.get(), n, gathered.get(), nullptr));
     got = gathered.Get();
     for (size_t i = 0; i < got.size(); ++i) {
       Expect(got[i] == reference[size_t(ids[i / n]) * n + i % n], Name(type) + " gathered row");
@@ -111,7 +123,8 @@ GPU_TEST(ConvertedActivationsAreWithinHalfAStep) {
   Device<float> f32(x.size());
   Device<uint8_t> q8(rows * Q8RowBytes(n));
   Device<uint16_t> bf16(x.size());
-  CUDA_OK(Convert(device.get(), rows, n, n, {.f32 = f32.get(), .q8 = q8.get(), .bf16 = bf16.get()}, nullptr));
+  CUDA_OK(Convert(device.get(), rows, n, n, {.f32 = f32.get(), .q8 = q8.get(), .bf16 = bf16.get()},
+                  nullptr));
   Expect(SameBits(f32.Get(), x), "f32 copy");
   std::vector<uint8_t> bytes = q8.Get();
   std::vector<uint16_t> halves = bf16.Get();
@@ -123,7 +136,7 @@ GPU_TEST(ConvertedActivationsAreWithinHalfAStep) {
       double sum = 0;
       for (int i = 0; i < 32; ++i) {
         size_t at = size_t(r) * n + b * 32 + i;
-        int q = static_cast<int8_t>(row[b * 32 + i]);
+        int q = Q8Value(row, n, b * 32 + i);
         sum += q;
         highest = std::max(highest, std::abs(x[at]));
         ExpectNear(double{ds[0]} * q, x[at], 0.5001 * ds[0] + 1e-12, "q8 value");
@@ -178,8 +191,8 @@ GPU_TEST(EveryTypeMultipliesOneToEightTokens) {
             CUDA_OK(kernels->mat_vec(args, nullptr));
             std::vector<float> one = alone.Get();
             Expect(std::memcmp(one.data(), got.data() + size_t(k) * rows, rows * 4) == 0,
-                   Name(type) + " n " + std::to_string(n) + ": token " + std::to_string(k) + " of " +
-                       std::to_string(tokens) + " differs from the token alone");
+                   Name(type) + " n " + std::to_string(n) + ": token " + std::to_string(k) +
+                       " of " + std::to_string(tokens) + " differs from the token alone");
           }
         }
       }
@@ -205,11 +218,15 @@ GPU_TEST(EveryTypeMultipliesExpertsOfPairs) {
       std::vector<std::unique_ptr<Device<uint8_t>>> weights;
       std::vector<std::unique_ptr<Device<float>>> y;
       for (int p = 0; p < 2; ++p) {
-        std::vector<uint8_t> bytes = RandomBlocks(&random, int(type), size_t(4) * rows[p] * n / t.block_weights);
+        std::vector<uint8_t> bytes =
+            RandomBlocks(&random, int(type), size_t(4) * rows[p] * n / t.block_weights);
         w.push_back(DecodeAll(type, bytes));
         weights.emplace_back(new Device<uint8_t>(bytes));
         y.emplace_back(new Device<float>(size_t(pairs) * rows[p]));
-        args.parts[p] = {.w = weights[p]->get(), .expert_stride = bytes.size() / 4, .y = y[p]->get(), .rows = rows[p]};
+        args.parts[p] = {.w = weights[p]->get(),
+                         .expert_stride = bytes.size() / 4,
+                         .y = y[p]->get(),
+                         .rows = rows[p]};
       }
       args.num_parts = 2;
       args.n = n;
@@ -227,12 +244,14 @@ GPU_TEST(EveryTypeMultipliesExpertsOfPairs) {
           const float* values = got.data() + size_t(pair) * rows[p];
           int place = ids[pair] >= 0 ? slot[ids[pair]] : -1;
           if (place < 0) {
-            Expect(std::isnan(values[0]) && std::isnan(values[rows[p] - 1]), "a pair owned elsewhere was written");
+            Expect(std::isnan(values[0]) && std::isnan(values[rows[p] - 1]),
+                   "a pair owned elsewhere was written");
             continue;
           }
           std::vector<float> matrix(w[p].begin() + size_t(place) * rows[p] * n,
                                     w[p].begin() + size_t(place + 1) * rows[p] * n);
-          ExpectDots(matrix, x.values.data() + size_t(pair / top_k) * n, rows[p], n, values, Name(type) + " expert");
+          ExpectDots(matrix, x.values.data() + size_t(pair / top_k) * n, rows[p], n, values,
+                     Name(type) + " expert");
         }
       }
     }

@@ -7,14 +7,16 @@ namespace {
 
 constexpr int kThreads = 256;
 
-__global__ void __launch_bounds__(kThreads) ConvertKernel(const float* x, int n, int stride, ActivationOut out) {
+__global__ void __launch_bounds__(kThreads)
+    ConvertKernel(const float* x, int n, int stride, ActivationOut out) {
   const float* row = x + static_cast<size_t>(blockIdx.x) * stride;
   for (int i = threadIdx.x; i < n; i += kThreads) Emit(out, blockIdx.x, n, i, row[i]);
 }
 
 // A block per row. The row is read twice; the second time from L1 or L2.
 __global__ void __launch_bounds__(1024)
-    RmsNormKernel(float* h, int stride, const float* delta, const float* weight, float eps, int n, ActivationOut out) {
+    RmsNormKernel(float* h, int stride, const float* delta, const float* weight, float eps, int n,
+                  ActivationOut out) {
   __shared__ float scratch[33];
   float* row = h + static_cast<size_t>(blockIdx.x) * stride;
   const float* d = delta != nullptr ? delta + static_cast<size_t>(blockIdx.x) * n : nullptr;
@@ -28,11 +30,13 @@ __global__ void __launch_bounds__(1024)
     sum = fmaf(v, v, sum);
   }
   float scale = 1.0f / sqrtf(BlockSum(sum, scratch) / static_cast<float>(n) + eps);
-  for (int i = threadIdx.x; i < n; i += blockDim.x) Emit(out, blockIdx.x, n, i, row[i] * scale * weight[i]);
+  for (int i = threadIdx.x; i < n; i += blockDim.x)
+    Emit(out, blockIdx.x, n, i, row[i] * scale * weight[i]);
 }
 
 __global__ void __launch_bounds__(128)
-    LayerNormKernel(const float* x, float* y, int stride, const float* weight, const float* bias, float eps, int n) {
+    LayerNormKernel(const float* x, float* y, int stride, const float* weight, const float* bias,
+                    float eps, int n) {
   __shared__ float scratch[33];
   const float* from = x + static_cast<size_t>(blockIdx.x) * stride;
   float* to = y + static_cast<size_t>(blockIdx.x) * stride;
@@ -45,7 +49,8 @@ __global__ void __launch_bounds__(128)
     sum = fmaf(v, v, sum);
   }
   float scale = 1.0f / sqrtf(BlockSum(sum, scratch) / static_cast<float>(n) + eps);
-  for (int i = threadIdx.x; i < n; i += blockDim.x) to[i] = fmaf((from[i] - mean) * scale, weight[i], bias[i]);
+  for (int i = threadIdx.x; i < n; i += blockDim.x)
+    to[i] = fmaf((from[i] - mean) * scale, weight[i], bias[i]);
 }
 
 __global__ void __launch_bounds__(kThreads)
@@ -56,33 +61,36 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 __global__ void __launch_bounds__(kThreads)
-    SigmoidGateKernel(const float* x, const float* gate, int gate_stride, int gate_head_stride, int head_dim, int n,
-                      ActivationOut out) {
+    SigmoidGateKernel(const float* x, const float* gate, int gate_stride, int gate_head_stride,
+                      int head_dim, int n, ActivationOut out) {
   size_t row = blockIdx.x;
   for (int i = threadIdx.x; i < n; i += kThreads) {
-    float g = gate[row * gate_stride + static_cast<size_t>(i / head_dim) * gate_head_stride + i % head_dim];
+    float g = gate[row * gate_stride + static_cast<size_t>(i / head_dim) * gate_head_stride +
+                   i % head_dim];
     Emit(out, row, n, i, x[row * n + i] * Sigmoid(g));
   }
 }
 
-__global__ void __launch_bounds__(kThreads) AddScaledKernel(float* y, const float* x, const float* scale_logit, int n) {
+__global__ void __launch_bounds__(kThreads)
+    AddScaledKernel(float* y, const float* x, const float* scale_logit, int n) {
   size_t row = blockIdx.x;
   int i = blockIdx.y * kThreads + threadIdx.x;
   float scale = scale_logit != nullptr ? Sigmoid(scale_logit[row]) : 1.0f;
   if (i < n) y[row * n + i] = fmaf(x[row * n + i], scale, y[row * n + i]);
 }
 
-__global__ void RopeTableKernel(const int32_t* positions, const double* frequencies, float magnitude, int rows,
-                                int pairs, float2* cos_sin) {
+__global__ void RopeTableKernel(const int32_t* positions, const double* frequencies,
+                                float magnitude, int rows, int pairs, float2* cos_sin) {
   int i = blockIdx.x * kThreads + threadIdx.x;
   if (i >= rows * pairs) return;
   double sine, cosine;
   sincos(positions[i / pairs] * frequencies[i % pairs], &sine, &cosine);
-  cos_sin[i] = make_float2(static_cast<float>(cosine) * magnitude, static_cast<float>(sine) * magnitude);
+  cos_sin[i] =
+      make_float2(static_cast<float>(cosine) * magnitude, static_cast<float>(sine) * magnitude);
 }
 
-__global__ void RopeKernel(float* x, int heads, int row_stride, int head_stride, RopeKind kind, const float2* cos_sin,
-                           int pairs) {
+__global__ void RopeKernel(float* x, int heads, int row_stride, int head_stride, RopeKind kind,
+                           const float2* cos_sin, int pairs) {
   size_t row = blockIdx.x;
   for (int i = blockIdx.y * kThreads + threadIdx.x; i < heads * pairs; i += gridDim.y * kThreads) {
     int pair = i % pairs;
@@ -97,8 +105,8 @@ __global__ void RopeKernel(float* x, int heads, int row_stride, int head_stride,
 }
 
 // A thread per value of the head.
-__global__ void GatedRmsNormKernel(const float* x, const float* z, const float* weight, float eps, int heads,
-                                   ActivationOut out) {
+__global__ void GatedRmsNormKernel(const float* x, const float* z, const float* weight, float eps,
+                                   int heads, ActivationOut out) {
   __shared__ float scratch[33];
   size_t head = blockIdx.x, i = head * blockDim.x + threadIdx.x;
   int dim = blockDim.x;
@@ -117,8 +125,8 @@ int Convert(const float* x, int rows, int n, int stride, ActivationOut out, Stre
   return LastLaunch();
 }
 
-int RmsNorm(float* h, int stride, const float* delta, const float* weight, float eps, int rows, int n,
-            ActivationOut out, Stream stream) {
+int RmsNorm(float* h, int stride, const float* delta, const float* weight, float eps, int rows,
+            int n, ActivationOut out, Stream stream) {
   if (n % 32 != 0) return static_cast<int>(cudaErrorInvalidValue);
   if (rows == 0) return 0;
   // The number of threads fixes the order of the sum, so it depends on n alone.
@@ -127,25 +135,27 @@ int RmsNorm(float* h, int stride, const float* delta, const float* weight, float
   return LastLaunch();
 }
 
-int LayerNorm(const float* x, float* y, int stride, const float* weight, const float* bias, float eps, int rows,
-              int n, Stream stream) {
+int LayerNorm(const float* x, float* y, int stride, const float* weight, const float* bias,
+              float eps, int rows, int n, Stream stream) {
   if (rows == 0) return 0;
   LayerNormKernel<<<rows, 128, 0, stream>>>(x, y, stride, weight, bias, eps, n);
   return LastLaunch();
 }
 
-int SwiGlu(const float* gate, const float* up, int stride, int rows, int n, ActivationOut out, Stream stream) {
+int SwiGlu(const float* gate, const float* up, int stride, int rows, int n, ActivationOut out,
+           Stream stream) {
   if (n % 32 != 0) return static_cast<int>(cudaErrorInvalidValue);
   if (rows == 0) return 0;
   SwiGluKernel<<<dim3(rows, CeilDiv(n, kThreads)), kThreads, 0, stream>>>(gate, up, stride, n, out);
   return LastLaunch();
 }
 
-int SigmoidGate(const float* x, const float* gate, int gate_stride, int gate_head_stride, int head_dim, int rows,
-                int n, ActivationOut out, Stream stream) {
+int SigmoidGate(const float* x, const float* gate, int gate_stride, int gate_head_stride,
+                int head_dim, int rows, int n, ActivationOut out, Stream stream) {
   if (n % 32 != 0) return static_cast<int>(cudaErrorInvalidValue);
   if (rows == 0) return 0;
-  SigmoidGateKernel<<<rows, kThreads, 0, stream>>>(x, gate, gate_stride, gate_head_stride, head_dim, n, out);
+  SigmoidGateKernel<<<rows, kThreads, 0, stream>>>(x, gate, gate_stride, gate_head_stride, head_dim,
+                                                   n, out);
   return LastLaunch();
 }
 
@@ -155,16 +165,16 @@ int AddScaled(float* y, const float* x, const float* scale_logit, int rows, int 
   return LastLaunch();
 }
 
-int RopeTable(const int32_t* positions, const double* frequencies, float magnitude, int rows, int pairs,
-              float* cos_sin, Stream stream) {
+int RopeTable(const int32_t* positions, const double* frequencies, float magnitude, int rows,
+              int pairs, float* cos_sin, Stream stream) {
   if (rows == 0) return 0;
   RopeTableKernel<<<CeilDiv(rows * pairs, kThreads), kThreads, 0, stream>>>(
       positions, frequencies, magnitude, rows, pairs, reinterpret_cast<float2*>(cos_sin));
   return LastLaunch();
 }
 
-int Rope(float* x, int rows, int heads, int row_stride, int head_stride, RopeKind kind, const float* cos_sin,
-         int pairs, Stream stream) {
+int Rope(float* x, int rows, int heads, int row_stride, int head_stride, RopeKind kind,
+         const float* cos_sin, int pairs, Stream stream) {
   if (rows == 0) return 0;
   dim3 grid(rows, std::min(8, CeilDiv(heads * pairs, kThreads)));
   RopeKernel<<<grid, kThreads, 0, stream>>>(x, heads, row_stride, head_stride, kind,
@@ -172,8 +182,8 @@ int Rope(float* x, int rows, int heads, int row_stride, int head_stride, RopeKin
   return LastLaunch();
 }
 
-int GatedRmsNorm(const float* x, const float* z, const float* weight, float eps, int rows, int heads,
-                 int dim, ActivationOut out, Stream stream) {
+int GatedRmsNorm(const float* x, const float* z, const float* weight, float eps, int rows,
+                 int heads, int dim, ActivationOut out, Stream stream) {
   if (dim % 32 != 0 || dim > 1024) return static_cast<int>(cudaErrorInvalidValue);
   if (rows == 0) return 0;
   GatedRmsNormKernel<<<rows * heads, dim, 0, stream>>>(x, z, weight, eps, heads, out);

@@ -8,8 +8,8 @@ namespace {
 constexpr int kThreads = 128;
 constexpr int kMaxValues = 8;  // v_dim / kThreads
 
-// A block per (split, head, row): scores of 64 entries at a time, a warp per entry; then the values,
-// a thread per dimension.
+// A block per (split, head, row): scores of 64 entries at a time, a warp per entry; then the
+// values, a thread per dimension.
 __global__ void __launch_bounds__(kThreads) AttentionKernel(AttentionArgs args) {
   __shared__ float scores[64];
   __shared__ const uint8_t* value_rows[64];
@@ -22,7 +22,8 @@ __global__ void __launch_bounds__(kThreads) AttentionKernel(AttentionArgs args) 
   int kv_head = head / (args.heads / args.kv_heads);
   size_t k_bytes = KvRowBytes(args.type, static_cast<size_t>(args.kv_heads) * args.k_dim);
   size_t v_bytes = KvRowBytes(args.type, static_cast<size_t>(args.kv_heads) * args.v_dim);
-  const float* q = args.q + static_cast<size_t>(row) * args.q_stride + static_cast<size_t>(head) * args.q_head_stride;
+  const float* q = args.q + static_cast<size_t>(row) * args.q_stride +
+                   static_cast<size_t>(head) * args.q_head_stride;
 
   float highest = -INFINITY, sum = 0, acc[kMaxValues] = {};
   for (int base = range.begin; base < range.end; base += 64) {
@@ -31,11 +32,13 @@ __global__ void __launch_bounds__(kThreads) AttentionKernel(AttentionArgs args) 
       int position = EntryPosition(args, row, base + e);
       const uint8_t* key = KvRow(args.k_cache, table, position, k_bytes);
       float dot = 0;
-      for (int i = lane; i < args.k_dim; i += 32) dot = fmaf(q[i], KvValue(args.type, key, kv_head * args.k_dim + i), dot);
+      for (int i = lane; i < args.k_dim; i += 32)
+        dot = fmaf(q[i], KvValue(args.type, key, kv_head * args.k_dim + i), dot);
       dot = WarpSum(dot);
       if (lane == 0) {
         scores[e] = dot * args.scale;
-        value_rows[e] = args.v_cache != nullptr ? KvRow(args.v_cache, table, position, v_bytes) : key;
+        value_rows[e] =
+            args.v_cache != nullptr ? KvRow(args.v_cache, table, position, v_bytes) : key;
       }
     }
     __syncthreads();
@@ -53,7 +56,8 @@ __global__ void __launch_bounds__(kThreads) AttentionKernel(AttentionArgs args) 
 #pragma unroll
       for (int i = 0; i < kMaxValues; ++i) {
         int d = threadIdx.x + i * kThreads;
-        if (d < args.v_dim) acc[i] = fmaf(p, KvValue(args.type, value_rows[e], v_offset + d), acc[i]);
+        if (d < args.v_dim)
+          acc[i] = fmaf(p, KvValue(args.type, value_rows[e], v_offset + d), acc[i]);
       }
     }
     __syncthreads();
@@ -79,14 +83,28 @@ __global__ void __launch_bounds__(kThreads) CombineKernel(AttentionArgs args) {
   const float* values = PartialValues(args) + first * args.v_dim;
   float highest = -INFINITY;
   for (int s = 0; s < used; ++s) highest = fmaxf(highest, stats[s].x);
-  float sum = 0;
-  for (int s = 0; s < used; ++s) sum = fmaf(stats[s].y, expf(stats[s].x - highest), sum);
-  for (int d = threadIdx.x; d < args.v_dim; d += kThreads) {
-    float acc = 0;
-    for (int s = 0; s < used; ++s) {
-      acc = fmaf(values[static_cast<size_t>(s) * args.v_dim + d], expf(stats[s].x - highest), acc);
+  __shared__ float factors[kThreads];
+  float sum = 0, acc[kMaxValues] = {};
+  for (int base = 0; base < used; base += kThreads) {
+    int chunk = min(kThreads, used - base);
+    __syncthreads();
+    if (threadIdx.x < chunk) factors[threadIdx.x] = expf(stats[base + threadIdx.x].x - highest);
+    __syncthreads();
+#pragma unroll 4
+    for (int s = 0; s < chunk; ++s) {
+      sum = fmaf(stats[base + s].y, factors[s], sum);
+#pragma unroll
+      for (int i = 0; i < kMaxValues; ++i) {
+        int d = threadIdx.x + i * kThreads;
+        if (d < args.v_dim)
+          acc[i] = fmaf(values[static_cast<size_t>(base + s) * args.v_dim + d], factors[s], acc[i]);
+      }
     }
-    args.out[(static_cast<size_t>(row) * args.heads + head) * args.v_dim + d] = acc / sum;
+  }
+  for (int i = 0; i < kMaxValues; ++i) {
+    int d = threadIdx.x + i * kThreads;
+    if (d < args.v_dim)
+      args.out[(static_cast<size_t>(row) * args.heads + head) * args.v_dim + d] = acc[i] / sum;
   }
 }
 
@@ -108,7 +126,8 @@ int Attention(const AttentionArgs& args, Stream stream) {
   if (code < 0) {
     AttentionKernel<<<dim3(args.max_splits, args.heads, args.at.rows), kThreads, 0, stream>>>(args);
   }
-  if (args.max_splits > 1) CombineKernel<<<dim3(args.heads, args.at.rows), kThreads, 0, stream>>>(args);
+  if (args.max_splits > 1)
+    CombineKernel<<<dim3(args.heads, args.at.rows), kThreads, 0, stream>>>(args);
   return LastLaunch();
 }
 

@@ -14,7 +14,8 @@ struct Split {
 };
 __device__ inline Split SplitOf(int count, int max_splits, int s) {
   int blocks = CeilDiv(count, 64), per_split = CeilDiv(blocks, max_splits);
-  return {min(count, s * per_split * 64), min(count, (s + 1) * per_split * 64), CeilDiv(blocks, per_split)};
+  return {min(count, s * per_split * 64), min(count, (s + 1) * per_split * 64),
+          CeilDiv(blocks, per_split)};
 }
 
 __device__ inline int EntryCount(const AttentionArgs& args, int row) {
@@ -23,16 +24,21 @@ __device__ inline int EntryCount(const AttentionArgs& args, int row) {
 }
 
 __device__ inline int EntryPosition(const AttentionArgs& args, int row, int entry) {
-  return args.selection != nullptr ? args.selection[static_cast<size_t>(row) * args.selection_stride + entry] : entry;
+  return args.selection != nullptr
+             ? args.selection[static_cast<size_t>(row) * args.selection_stride + entry]
+             : entry;
 }
 
 // Workspace: (maximum, sum) of every (row, head, split), then their unnormalised outputs.
 __device__ inline size_t PartialIndex(const AttentionArgs& args, int row, int head, int split) {
   return (static_cast<size_t>(row) * args.heads + head) * args.max_splits + split;
 }
-__device__ inline float2* PartialStats(const AttentionArgs& args) { return static_cast<float2*>(args.workspace); }
+__device__ inline float2* PartialStats(const AttentionArgs& args) {
+  return static_cast<float2*>(args.workspace);
+}
 __device__ inline float* PartialValues(const AttentionArgs& args) {
-  return static_cast<float*>(args.workspace) + size_t{2} * args.at.rows * args.heads * args.max_splits;
+  return static_cast<float*>(args.workspace) +
+         size_t{2} * args.at.rows * args.heads * args.max_splits;
 }
 
 // Returns 0 and launches if the tensor core kernel covers `args`, else -1.

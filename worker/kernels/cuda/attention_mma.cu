@@ -16,8 +16,8 @@ struct Shape {
   static constexpr int kRows = 16 * kMTiles;
   static constexpr int kKPitch = kK + 8, kVPitch = kShared ? kKPitch : kV + 8;
   static constexpr int kScorePitch = kEntries + 1, kProbPitch = kEntries + 8;
-  static constexpr int kNWarps = 8 / kMTiles;   // warps that share an m tile
-  static constexpr int kSlice = kV / kNWarps;   // value dims of a warp
+  static constexpr int kNWarps = 8 / kMTiles;  // warps that share an m tile
+  static constexpr int kSlice = kV / kNWarps;  // value dims of a warp
   static constexpr int kQ = 0, kKeys = kQ + kRows * kKPitch * 2;
   static constexpr int kValues = kShared ? kKeys : kKeys + kEntries * kKPitch * 2;
   static constexpr int kScores = kValues + kEntries * kVPitch * 2;
@@ -28,13 +28,15 @@ struct Shape {
 
 // One cache tile to shared memory. `rows` [kEntries]: cache rows, null past the end.
 template <int kDim>
-__device__ inline void LoadTile(KvType type, const uint8_t* const* rows, int head, int pitch, __half* tile) {
+__device__ inline void LoadTile(KvType type, const uint8_t* const* rows, int head, int pitch,
+                                __half* tile) {
   if (type == KvType::kF16) {
     constexpr int kChunks = kDim / 8;
     for (int c = threadIdx.x; c < kEntries * kChunks; c += kThreads) {
       const uint8_t* row = rows[c / kChunks];
       int i = c % kChunks * 8;
-      CopyAsync16(tile + c / kChunks * pitch + i, row != nullptr ? row + (head * kDim + i) * 2 : rows[0], row != nullptr);
+      CopyAsync16(tile + c / kChunks * pitch + i,
+                  row != nullptr ? row + (head * kDim + i) * 2 : rows[0], row != nullptr);
     }
   } else {
     constexpr int kBlocks = kDim / 32;
@@ -51,14 +53,15 @@ __device__ inline void LoadTile(KvType type, const uint8_t* const* rows, int hea
 }
 
 struct Tiling {
-  int heads_per_block;   // query heads of one kv head in a block
-  int head_groups;       // blocks per kv head
+  int heads_per_block;  // query heads of one kv head in a block
+  int head_groups;      // blocks per kv head
   int tokens_per_block;
 };
 
 template <int kK, int kV, bool kShared, int kMTiles>
 __global__ void __launch_bounds__(kThreads)
-    AttentionMmaKernel(const __grid_constant__ AttentionArgs args, const __grid_constant__ Tiling tiling) {
+    AttentionMmaKernel(const __grid_constant__ AttentionArgs args,
+                       const __grid_constant__ Tiling tiling) {
   using S = Shape<kK, kV, kShared, kMTiles>;
   extern __shared__ __align__(16) uint8_t shared[];
   auto q_tile = reinterpret_cast<__half*>(shared + S::kQ);
@@ -88,7 +91,9 @@ __global__ void __launch_bounds__(kThreads)
                  first_in_group + r % tiling.heads_per_block < group;
     return valid ? token : -1;
   };
-  auto head_of = [&](int r) { return kv_head * group + first_in_group + r % tiling.heads_per_block; };
+  auto head_of = [&](int r) {
+    return kv_head * group + first_in_group + r % tiling.heads_per_block;
+  };
 
   int count = EntryCount(args, last_row);  // the longest of the block's rows
   Split range = SplitOf(count, args.max_splits, split);
@@ -97,13 +102,34 @@ __global__ void __launch_bounds__(kThreads)
   size_t k_bytes = KvRowBytes(args.type, static_cast<size_t>(args.kv_heads) * kK);
   size_t v_bytes = KvRowBytes(args.type, static_cast<size_t>(args.kv_heads) * kV);
 
-  for (int c = threadIdx.x; c < S::kRows * kK; c += kThreads) {
-    int r = c / kK, i = c % kK, token = token_of(r);
-    float v = 0;
-    if (token >= 0) {
-      v = args.q[static_cast<size_t>(token) * args.q_stride + static_cast<size_t>(head_of(r)) * args.q_head_stride + i];
+  auto copy_tile = [&](int base) {
+    if (threadIdx.x < kEntries) {
+      int entry = base + threadIdx.x;
+      int position = entry < range.end ? EntryPosition(args, last_row, entry) : -1;
+      k_rows[threadIdx.x] = position >= 0 ? KvRow(args.k_cache, table, position, k_bytes) : nullptr;
+      v_rows[threadIdx.x] =
+          position >= 0 && !kShared ? KvRow(args.v_cache, table, position, v_bytes) : nullptr;
     }
-    q_tile[r * S::kKPitch + i] = __float2half_rn(fminf(fmaxf(v, -65504.0f), 65504.0f));
+    __syncthreads();
+    LoadTile<kK>(args.type, k_rows, kv_head, S::kKPitch, k_tile);
+    if constexpr (!kShared) LoadTile<kV>(args.type, v_rows, kv_head, S::kVPitch, v_tile);
+    CopyCommit();
+  };
+  copy_tile(range.begin);
+
+  // Meanwhile the queries.
+#pragma unroll 6
+  for (int c = threadIdx.x; c < S::kRows * kK / 4; c += kThreads) {
+    int r = c / (kK / 4), i = c % (kK / 4) * 4, token = token_of(r);
+    float4 v = make_float4(0, 0, 0, 0);
+    if (token >= 0) {
+      v = *reinterpret_cast<const float4*>(args.q + static_cast<size_t>(token) * args.q_stride +
+                                           static_cast<size_t>(head_of(r)) * args.q_head_stride +
+                                           i);
+    }
+    auto half = [](float f) { return fminf(fmaxf(f, -65504.0f), 65504.0f); };
+    *reinterpret_cast<uint2*>(q_tile + r * S::kKPitch + i) =
+        make_uint2(PackHalves(half(v.x), half(v.y)), PackHalves(half(v.z), half(v.w)));
   }
   for (int r = threadIdx.x; r < S::kRows; r += kThreads) {
     int token = token_of(r);
@@ -114,35 +140,29 @@ __global__ void __launch_bounds__(kThreads)
   int m = warp % kMTiles, part = warp / kMTiles;
   float acc[S::kSlice / 8][4] = {};
   for (int base = range.begin; base < range.end; base += kEntries) {
-    __syncthreads();
-    if (threadIdx.x < kEntries) {
-      int entry = base + threadIdx.x;
-      int position = entry < range.end ? EntryPosition(args, last_row, entry) : -1;
-      k_rows[threadIdx.x] = position >= 0 ? KvRow(args.k_cache, table, position, k_bytes) : nullptr;
-      v_rows[threadIdx.x] = position >= 0 && !kShared ? KvRow(args.v_cache, table, position, v_bytes) : nullptr;
+    if (base != range.begin) {
+      __syncthreads();
+      copy_tile(base);
     }
-    __syncthreads();
-    LoadTile<kK>(args.type, k_rows, kv_head, S::kKPitch, k_tile);
-    if constexpr (!kShared) LoadTile<kV>(args.type, v_rows, kv_head, S::kVPitch, v_tile);
-    CopyCommit();
     CopyWait<0>();
     __syncthreads();
 
     for (int n = part; n < kEntries / 8; n += S::kNWarps) {
-      float s[4] = {};
-#pragma unroll 4
+      // Two chains of products, so that one need not wait for the other.
+      float s[4] = {}, odd[4] = {};
+#pragma unroll 6
       for (int k = 0; k < kK; k += 32) {
-        uint32_t a[4], b[4];
+        uint32_t a[4], a_odd[4], b[4];
         LoadMatrix4(b, k_tile + (8 * n + lane % 8) * S::kKPitch + k + lane / 8 * 8);
         LoadMatrix4(a, q_tile + (16 * m + lane % 16) * S::kKPitch + k + lane / 16 * 8);
+        LoadMatrix4(a_odd, q_tile + (16 * m + lane % 16) * S::kKPitch + k + 16 + lane / 16 * 8);
         MmaF16(s, a, b[0], b[1]);
-        LoadMatrix4(a, q_tile + (16 * m + lane % 16) * S::kKPitch + k + 16 + lane / 16 * 8);
-        MmaF16(s, a, b[2], b[3]);
+        MmaF16(odd, a_odd, b[2], b[3]);
       }
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
         int r = 16 * m + lane / 4 + e / 2 * 8, column = 8 * n + lane % 4 * 2 + e % 2;
-        scores[r * S::kScorePitch + column] = s[e] * args.scale;
+        scores[r * S::kScorePitch + column] = (s[e] + odd[e]) * args.scale;
       }
     }
     __syncthreads();
@@ -175,7 +195,8 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
       for (int k = 0; k < kEntries / 16; ++k) {
         uint32_t b[4];
-        LoadMatrix4Transposed(b, v_tile + (16 * k + lane % 16) * S::kVPitch + part * S::kSlice + 16 * d + lane / 16 * 8);
+        LoadMatrix4Transposed(b, v_tile + (16 * k + lane % 16) * S::kVPitch + part * S::kSlice +
+                                     16 * d + lane / 16 * 8);
         MmaF16(low, a[k], b[0], b[1]);
         MmaF16(high, a[k], b[2], b[3]);
       }
@@ -191,7 +212,8 @@ __global__ void __launch_bounds__(kThreads)
     size_t index = PartialIndex(args, token, head, split);
     float* out = whole ? args.out + (static_cast<size_t>(token) * args.heads + head) * kV
                        : PartialValues(args) + index * kV;
-    if (!whole && part == 0 && lane % 4 == 0) PartialStats(args)[index] = make_float2(highest[r], sums[r]);
+    if (!whole && part == 0 && lane % 4 == 0)
+      PartialStats(args)[index] = make_float2(highest[r], sums[r]);
     float divisor = whole ? sums[r] : 1.0f;
 #pragma unroll
     for (int d = 0; d < S::kSlice / 8; ++d) {
@@ -213,8 +235,10 @@ int Launch(const AttentionArgs& args, Stream stream) {
   tiling.heads_per_block = std::min(group, S::kRows);
   tiling.head_groups = CeilDiv(group, tiling.heads_per_block);
   tiling.tokens_per_block = args.consecutive ? S::kRows / tiling.heads_per_block : 1;
-  dim3 grid(args.max_splits, args.kv_heads * tiling.head_groups, CeilDiv(args.at.rows, tiling.tokens_per_block));
-  AttentionMmaKernel<kK, kV, kShared, kMTiles><<<grid, kThreads, S::kSharedBytes, stream>>>(args, tiling);
+  dim3 grid(args.max_splits, args.kv_heads * tiling.head_groups,
+            CeilDiv(args.at.rows, tiling.tokens_per_block));
+  AttentionMmaKernel<kK, kV, kShared, kMTiles>
+      <<<grid, kThreads, S::kSharedBytes, stream>>>(args, tiling);
   return LastLaunch();
 }
 
@@ -231,10 +255,12 @@ int AttentionTensorCores(const AttentionArgs& args, Stream stream) {
     return Launch<576, 512, true, 2>(a, stream);
   }
   if (a.k_dim == 256 && a.v_dim == 256) {
-    return a.consecutive ? Launch<256, 256, false, 4>(a, stream) : Launch<256, 256, false, 1>(a, stream);
+    return a.consecutive ? Launch<256, 256, false, 4>(a, stream)
+                         : Launch<256, 256, false, 1>(a, stream);
   }
   if (a.k_dim == 128 && a.v_dim == 128) {
-    return a.consecutive ? Launch<128, 128, false, 4>(a, stream) : Launch<128, 128, false, 1>(a, stream);
+    return a.consecutive ? Launch<128, 128, false, 4>(a, stream)
+                         : Launch<128, 128, false, 1>(a, stream);
   }
   return -1;
 }

@@ -43,8 +43,9 @@ __global__ void __launch_bounds__(128) RecurrenceKernel(DeltaNetArgs args, int c
   int head = blockIdx.y, s = blockIdx.z;
   int g = threadIdx.x % kGroups, column = blockIdx.x * kColumns + threadIdx.x / kGroups;
   bool valid = column < args.v_dim;
-  float* state = args.state +
-                 (static_cast<size_t>(args.slot[s]) * args.v_heads + head) * args.k_dim * args.v_dim + column;
+  float* state =
+      args.state +
+      (static_cast<size_t>(args.slot[s]) * args.v_heads + head) * args.k_dim * args.v_dim + column;
   float memory[kPerGroup];
 #pragma unroll
   for (int i = 0; i < kPerGroup; ++i) {
@@ -95,7 +96,8 @@ __global__ void __launch_bounds__(128) RecurrenceKernel(DeltaNetArgs args, int c
     }
     out += __shfl_xor_sync(~0u, out, 1);
     out += __shfl_xor_sync(~0u, out, 2);
-    if (g == 0 && valid) args.out[(static_cast<size_t>(row) * args.v_heads + head) * args.v_dim + column] = out;
+    if (g == 0 && valid)
+      args.out[(static_cast<size_t>(row) * args.v_heads + head) * args.v_dim + column] = out;
   }
 #pragma unroll
   for (int i = 0; i < kPerGroup; ++i) {
@@ -112,9 +114,11 @@ int DeltaNet(const DeltaNetArgs& args, Stream stream) {
   }
   if (args.rows == 0 || args.sequences == 0) return 0;
   int channels = 2 * args.k_heads * args.k_dim + args.v_heads * args.v_dim;
-  ConvolutionKernel<<<dim3(CeilDiv(channels, 256), args.sequences), 256, 0, stream>>>(args, channels);
+  ConvolutionKernel<<<dim3(CeilDiv(channels, 256), args.sequences), 256, 0, stream>>>(args,
+                                                                                      channels);
   NormalizeKernel<<<dim3(args.rows, 2 * args.k_heads), 32, 0, stream>>>(args, channels);
-  RecurrenceKernel<<<dim3(CeilDiv(args.v_dim, kColumns), args.v_heads, args.sequences), 128, 0, stream>>>(args, channels);
+  RecurrenceKernel<<<dim3(CeilDiv(args.v_dim, kColumns), args.v_heads, args.sequences), 128, 0,
+                     stream>>>(args, channels);
   return LastLaunch();
 }
 

@@ -7,7 +7,6 @@
 #include <cuda_runtime.h>
 
 #include <algorithm>
-
 #include <cstdint>
 
 #include "worker/kernels/cuda/kernels.h"
@@ -38,15 +37,14 @@ __device__ inline float WarpMax(float v) {
   return v;
 }
 
-// Sum over the block, in warp order, known to every thread. scratch: 33 floats of shared memory.
+// Sum over the block in an order fixed by its size, known to every thread. scratch: 33 floats of
+// shared memory.
 __device__ inline float BlockSum(float v, float* scratch) {
   v = WarpSum(v);
   __syncthreads();
   if (threadIdx.x % 32 == 0) scratch[threadIdx.x / 32] = v;
   __syncthreads();
-  float sum = 0;
-  for (int w = 0; w < blockDim.x / 32; ++w) sum += scratch[w];
-  return sum;
+  return WarpSum(threadIdx.x % 32 < blockDim.x / 32 ? scratch[threadIdx.x % 32] : 0.0f);
 }
 
 __device__ inline float Silu(float x) { return x / (1.0f + expf(-x)); }
@@ -109,7 +107,7 @@ __device__ inline void Emit(const ActivationOut& out, int64_t row, int n, int i,
     q = max(-127, min(127, q));
     int sum = q;
     for (int o = 16; o > 0; o >>= 1) sum += __shfl_xor_sync(~0u, sum, o);
-    base[i] = static_cast<char>(q);
+    base[i % 32 / 16 * (n / 2) + i / 32 * 16 + i % 16] = static_cast<char>(q);
     if (i % 32 == 0) {
       reinterpret_cast<float2*>(base + n)[i / 32] = make_float2(d, d * static_cast<float>(sum));
     }

@@ -25,7 +25,8 @@ __global__ void __launch_bounds__(kThreads) GemmKernel(GemmArgs args) {
     for (int base = 0; base < args.groups; base += 32) {
       int g = base + lane, v = 0;
       if (g < args.groups) {
-        v = CeilDiv(args.offsets != nullptr ? args.offsets[g + 1] - args.offsets[g] : args.m, kTile);
+        v = CeilDiv(args.offsets != nullptr ? args.offsets[g + 1] - args.offsets[g] : args.m,
+                    kTile);
       }
       for (int o = 1; o < 32; o *= 2) {
         int up = __shfl_up_sync(~0u, v, o);
@@ -67,7 +68,8 @@ __global__ void __launch_bounds__(kThreads) GemmKernel(GemmArgs args) {
       if (args.row_index != nullptr && a_valid[i]) a_row = args.row_index[a_row];
       a_from[i] = args.a + group * args.a_group_stride + static_cast<size_t>(a_row) * args.lda + k;
       b_valid[i] = n0 + r < args.n;
-      b_from[i] = args.b + group * args.b_group_stride + static_cast<size_t>(b_valid[i] ? n0 + r : 0) * args.k + k;
+      b_from[i] = args.b + group * args.b_group_stride +
+                  static_cast<size_t>(b_valid[i] ? n0 + r : 0) * args.k + k;
     }
     auto load = [&](int slice) {
       if (slice < slices) {
@@ -95,15 +97,18 @@ __global__ void __launch_bounds__(kThreads) GemmKernel(GemmArgs args) {
       for (int k = 0; k < kSlice; k += 16) {
         uint32_t af[4][4], bf[2][4];
 #pragma unroll
-        for (int i = 0; i < 4; ++i) LoadMatrix4(af[i], a + (wm + 16 * i + lane % 16) * kPitch + k + lane / 16 * 8);
+        for (int i = 0; i < 4; ++i)
+          LoadMatrix4(af[i], a + (wm + 16 * i + lane % 16) * kPitch + k + lane / 16 * 8);
 #pragma unroll
         for (int j = 0; j < 2; ++j) {
-          LoadMatrix4(bf[j], b + (wn + 16 * j + lane % 8 + lane / 16 * 8) * kPitch + k + lane / 8 % 2 * 8);
+          LoadMatrix4(bf[j],
+                      b + (wn + 16 * j + lane % 8 + lane / 16 * 8) * kPitch + k + lane / 8 % 2 * 8);
         }
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
 #pragma unroll
-          for (int j = 0; j < 4; ++j) MmaBf16(acc[i][j], af[i], bf[j / 2][j % 2 * 2], bf[j / 2][j % 2 * 2 + 1]);
+          for (int j = 0; j < 4; ++j)
+            MmaBf16(acc[i][j], af[i], bf[j / 2][j % 2 * 2], bf[j / 2][j % 2 * 2 + 1]);
         }
       }
     }
@@ -116,8 +121,10 @@ __global__ void __launch_bounds__(kThreads) GemmKernel(GemmArgs args) {
       for (int j = 0; j < 4; ++j) {
 #pragma unroll
         for (int e = 0; e < 4; ++e) {
-          int m = m0 + wm + 16 * i + lane / 4 + e / 2 * 8, n = n0 + wn + 8 * j + lane % 4 * 2 + e % 2;
-          if (m < rows && n < args.n) c[static_cast<size_t>(row0 + m) * args.ldc + n] = acc[i][j][e];
+          int m = m0 + wm + 16 * i + lane / 4 + e / 2 * 8,
+              n = n0 + wn + 8 * j + lane % 4 * 2 + e % 2;
+          if (m < rows && n < args.n)
+            c[static_cast<size_t>(row0 + m) * args.ldc + n] = acc[i][j][e];
         }
       }
     }
@@ -170,7 +177,8 @@ int Gemm(const GemmArgs& args, Stream stream) {
   static const int kPrepared = static_cast<int>(
       cudaFuncSetAttribute(GemmKernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes));
   if (kPrepared != 0) return kPrepared;
-  int m_tiles = args.offsets != nullptr ? args.m / kTile + args.groups : CeilDiv(args.m, kTile) * args.groups;
+  int m_tiles =
+      args.offsets != nullptr ? args.m / kTile + args.groups : CeilDiv(args.m, kTile) * args.groups;
   int tiles = m_tiles * CeilDiv(args.n, kTile);
   GemmKernel<<<std::min(tiles, 2 * SmCount()), kThreads, kSharedBytes, stream>>>(args);
   return LastLaunch();

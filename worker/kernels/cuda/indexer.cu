@@ -24,21 +24,26 @@ __global__ void __launch_bounds__(kThreads) ScoresKernel(IndexerArgs args) {
       const uint8_t* key = KvRow(args.cache, table, t, bytes);
       float k[kDim / 32];
 #pragma unroll
-      for (int i = 0; i < kDim / 32; ++i) k[i] = 32 * i < args.dim ? KvValue(args.type, key, 32 * i + lane) : 0;
+      for (int i = 0; i < kDim / 32; ++i)
+        k[i] = 32 * i < args.dim ? KvValue(args.type, key, 32 * i + lane) : 0;
       for (int h = 0; h < args.heads; ++h) {
         float dot = 0;
 #pragma unroll
         for (int i = 0; i < kDim / 32; ++i) {
           if (32 * i < args.dim) dot = fmaf(q[h * args.dim + 32 * i + lane], k[i], dot);
         }
-        score = fmaf(args.w[static_cast<size_t>(row) * args.heads + h], fmaxf(WarpSum(dot), 0.0f), score);
+        score = fmaf(args.w[static_cast<size_t>(row) * args.heads + h], fmaxf(WarpSum(dot), 0.0f),
+                     score);
       }
     }
-    if (lane == 0) args.scores[static_cast<size_t>(row) * args.columns + t] = t <= position ? score * args.scale : -INFINITY;
+    if (lane == 0)
+      args.scores[static_cast<size_t>(row) * args.columns + t] =
+          t <= position ? score * args.scale : -INFINITY;
   }
 }
 
-// Tensor cores, dim 128: a warp per 16 positions, which are the rows of the product; heads its columns.
+// Tensor cores, dim 128: a warp per 16 positions, which are the rows of the product; heads its
+// columns.
 __global__ void __launch_bounds__(kThreads) ScoresMmaKernel(IndexerArgs args) {
   __shared__ __align__(16) __half q[kMaxHeads * kPitch];
   __shared__ __align__(16) __half keys[kTile * kPitch];
@@ -52,10 +57,12 @@ __global__ void __launch_bounds__(kThreads) ScoresMmaKernel(IndexerArgs args) {
     float v = args.q[static_cast<size_t>(row) * args.heads * kDim + i];
     q[i / kDim * kPitch + i % kDim] = __float2half_rn(fminf(fmaxf(v, -65504.0f), 65504.0f));
   }
-  if (threadIdx.x < args.heads) w[threadIdx.x] = args.w[static_cast<size_t>(row) * args.heads + threadIdx.x];
+  if (threadIdx.x < args.heads)
+    w[threadIdx.x] = args.w[static_cast<size_t>(row) * args.heads + threadIdx.x];
   for (int t0 = blockIdx.x * kTile; t0 < args.columns; t0 += gridDim.x * kTile) {
     if (t0 > position) {
-      for (int t = t0 + threadIdx.x; t < min(t0 + kTile, args.columns); t += kThreads) scores[t] = -INFINITY;
+      for (int t = t0 + threadIdx.x; t < min(t0 + kTile, args.columns); t += kThreads)
+        scores[t] = -INFINITY;
       continue;
     }
     __syncthreads();
@@ -69,7 +76,8 @@ __global__ void __launch_bounds__(kThreads) ScoresMmaKernel(IndexerArgs args) {
     } else {
       for (int c = threadIdx.x; c < kTile * kDim / 32; c += kThreads) {
         int r = c / (kDim / 32), block = c % (kDim / 32);
-        if (r < rows) KvBlockToHalves(args.type, first + r * bytes, block, keys + r * kPitch + block * 32);
+        if (r < rows)
+          KvBlockToHalves(args.type, first + r * bytes, block, keys + r * kPitch + block * 32);
       }
     }
     CopyCommit();
@@ -77,7 +85,8 @@ __global__ void __launch_bounds__(kThreads) ScoresMmaKernel(IndexerArgs args) {
     __syncthreads();
     uint32_t a[kDim / 16][4];
 #pragma unroll
-    for (int k = 0; k < kDim / 16; ++k) LoadMatrix4(a[k], keys + (16 * warp + lane % 16) * kPitch + 16 * k + lane / 16 * 8);
+    for (int k = 0; k < kDim / 16; ++k)
+      LoadMatrix4(a[k], keys + (16 * warp + lane % 16) * kPitch + 16 * k + lane / 16 * 8);
     float low = 0, high = 0;  // of positions lane / 4 and lane / 4 + 8
     for (int n = 0; n < args.heads; n += 8) {
       float c[4] = {};

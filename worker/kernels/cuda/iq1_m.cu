@@ -15,6 +15,7 @@ struct IQ1_M {
   static constexpr TensorType kType = TensorType::kIQ1_M;
   static constexpr int kWeights = 256, kBytes = 56, kTableWords = 2048;
   static constexpr bool kHalves = true, kMin = false;
+  static constexpr int kRowsAtOnce = 2;
   __device__ static const uint32_t* Table() { return g_table; }
   __device__ static void Unpack(const uint8_t* b, int sub, const uint32_t* table, Piece* p) {
     uint32_t w, high = LoadU16(b + 32 + 2 * sub);

@@ -14,9 +14,10 @@ struct IQ2_S {
   static constexpr TensorType kType = TensorType::kIQ2_S;
   static constexpr int kWeights = 256, kBytes = 82, kTableWords = 1024;
   static constexpr bool kHalves = true, kMin = false;
+  static constexpr int kRowsAtOnce = 2;
   __device__ static const uint32_t* Table() { return g_table; }
   __device__ static void Unpack(const uint8_t* b, int sub, const uint32_t* table, Piece* p) {
-    uint32_t w, signs, high = b[66 + sub];
+    uint32_t w, signs, high = LoadU8(b + 66 + sub);
     LoadWords<1>(b + 2 + 4 * sub, &w);
     LoadWords<1>(b + 34 + 4 * sub, &signs);
 #pragma unroll
@@ -27,7 +28,7 @@ struct IQ2_S {
       p->q[2 * l + 1] = static_cast<int>(Permute(kPositive, kNegative, codes >> 16));
     }
     float d = LoadHalf(b);
-    uint32_t s = b[74 + sub];
+    uint32_t s = LoadU8(b + 74 + sub);
     p->scale[0] = d * (0.5f + static_cast<float>(s & 15)) * 0.25f;
     p->scale[1] = d * (0.5f + static_cast<float>(s >> 4)) * 0.25f;
   }

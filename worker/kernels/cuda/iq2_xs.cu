@@ -14,6 +14,7 @@ struct IQ2_XS {
   static constexpr TensorType kType = TensorType::kIQ2_XS;
   static constexpr int kWeights = 256, kBytes = 74, kTableWords = 512;
   static constexpr bool kHalves = true, kMin = false;
+  static constexpr int kRowsAtOnce = 2;
   __device__ static const uint32_t* Table() { return g_table; }
   __device__ static void Unpack(const uint8_t* b, int sub, const uint32_t* table, Piece* p) {
     uint32_t w[2];
@@ -26,7 +27,7 @@ struct IQ2_XS {
       p->q[2 * l + 1] = static_cast<int>(Permute(kPositive, kNegative, codes >> 16));
     }
     float d = LoadHalf(b);
-    uint32_t s = b[66 + sub];
+    uint32_t s = LoadU8(b + 66 + sub);
     p->scale[0] = d * (0.5f + static_cast<float>(s & 15)) * 0.25f;
     p->scale[1] = d * (0.5f + static_cast<float>(s >> 4)) * 0.25f;
   }

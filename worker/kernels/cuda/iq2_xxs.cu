@@ -14,6 +14,7 @@ struct IQ2_XXS {
   static constexpr TensorType kType = TensorType::kIQ2_XXS;
   static constexpr int kWeights = 256, kBytes = 66, kTableWords = 256;
   static constexpr bool kHalves = false, kMin = false;
+  static constexpr int kRowsAtOnce = 2;
   __device__ static const uint32_t* Table() { return g_table; }
   __device__ static void Unpack(const uint8_t* b, int sub, const uint32_t* table, Piece* p) {
     uint32_t w[2];

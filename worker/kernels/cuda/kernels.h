@@ -9,7 +9,7 @@
 // the run. Sums run in an order fixed by the shape; nothing adds floats atomically.
 //
 // All arrays are row-major and dense unless a stride is named; strides count elements. Weights are
-// in the file's layout and must be readable for 16 bytes past their end.
+// in the file's layout, 16-byte aligned, and must be readable for 16 bytes past their end.
 
 #include <cstddef>
 #include <cstdint>
@@ -30,8 +30,9 @@ int PrepareDevice();
 // ---------------------------------------------------------------------------------------------
 // Activations
 
-// Rows of n values as int8 per 32 with (scale, scale * sum) as two f32: what MatVec reads.
-// n % 32 == 0.
+// Rows of n values in blocks of 32, as int8 with (scale, scale * sum) as two f32: what MatVec
+// reads. First the first 16 values of every block, then the others, then the pairs of f32, so that
+// neighbouring lanes read neighbouring bytes. n % 32 == 0.
 constexpr size_t Q8RowBytes(size_t n) { return (n + n / 4 + 15) / 16 * 16; }
 
 // Where a kernel that makes activations puts them; any may be null. bf16 is what Gemm reads.
@@ -94,9 +95,9 @@ struct MatVecArgs {
   int n = 0;
   const void* x = nullptr;  // Q8 rows; f32 rows for F32, F16, BF16
   int tokens = 0;           // 1..8 without experts, any number of pairs with
-  // With experts, `tokens` counts pairs. Pair p uses expert slot[ids[p]] (ids null: p % num_experts;
-  // slot null: the expert itself) and activation row p / pairs_per_row. Pairs with a negative id or
-  // slot are skipped and their y is not written.
+  // With experts, `tokens` counts pairs. Pair p uses expert slot[ids[p]] (ids null: p %
+  // num_experts; slot null: the expert itself) and activation row p / pairs_per_row. Pairs with a
+  // negative id or slot are skipped and their y is not written.
   bool experts = false;
   int num_experts = 0;
   const int32_t* ids = nullptr;
@@ -152,7 +153,7 @@ struct RouterArgs {
   int num_experts = 0;  // <= 512
   int top_k = 0;        // <= 32
   bool sigmoid = false;
-  int groups = 0;       // > 1: only experts of the `groups_used` best groups
+  int groups = 0;  // > 1: only experts of the `groups_used` best groups
   int groups_used = 0;
   bool normalize = false;
   float scale = 1;
@@ -213,7 +214,7 @@ int KvCopyPages(const int32_t* from, const int32_t* to, int count, size_t page_b
 
 // Attention of every row's heads over its cache positions 0 .. positions[r], or over the listed
 // ones. Query head h reads kv head h / (heads / kv_heads).
-//   q    head h of row r at q[r * q_stride + h * q_head_stride], k_dim values
+//   q    head h of row r at q[r * q_stride + h * q_head_stride], k_dim values; 16-byte aligned
 //   K and V cache rows hold kv_heads * k_dim and kv_heads * v_dim values. MLA in absorbed form is
 //   kv_heads = 1, v_cache = null: the values are the first v_dim of the key row.
 //   out  [rows, heads, v_dim] dense
@@ -238,7 +239,7 @@ struct AttentionArgs {
   int selection_stride = 0;
   // All rows are consecutive positions of one sequence: several share a pass over the cache.
   bool consecutive = false;
-  int max_splits = 1;  // of the context; the same for every decode step of an engine
+  int max_splits = 1;         // of the context; the same for every decode step of an engine
   void* workspace = nullptr;  // AttentionWorkspaceBytes of it; may be null if max_splits is 1
   float* out = nullptr;
 };
@@ -263,7 +264,8 @@ struct IndexerArgs {
 int IndexerScores(const IndexerArgs& args, Stream stream);
 
 // The min(k, limit) largest of x[r][0 .. limit), ties to the lower index, in ascending order of
-// index; -1 behind them. limit is limits[r] + 1 if limits, else n. NaN sorts as -inf. indices [rows, k].
+// index; -1 behind them. limit is limits[r] + 1 if limits, else n. NaN sorts as -inf. indices
+// [rows, k].
 int TopK(const float* x, int rows, int n, const int32_t* limits, int k, int32_t* indices,
          Stream stream);
 
@@ -278,8 +280,8 @@ struct DeltaNetArgs {
   const int32_t* row_offset = nullptr;  // [sequences + 1] device
   const int32_t* slot = nullptr;        // [sequences] device
   int k_heads = 0;
-  int v_heads = 0;                     // V head v uses K head v % k_heads
-  int k_dim = 0;                       // of a head; <= 128
+  int v_heads = 0;  // V head v uses K head v % k_heads
+  int k_dim = 0;    // of a head; <= 128
   int v_dim = 0;
   const float* u = nullptr;            // [rows, channels] before the convolution
                                        // channels = 2 k_heads k_dim + v_heads v_dim
@@ -291,8 +293,8 @@ struct DeltaNetArgs {
   const float* a = nullptr;            // [v_heads], negative
   float* state = nullptr;              // [slots, v_heads, k_dim, v_dim]
   float eps = 1e-6f;
-  float* qkv = nullptr;                // [rows, channels] scratch
-  float* out = nullptr;                // [rows, v_heads, v_dim], before norm and gate
+  float* qkv = nullptr;  // [rows, channels] scratch
+  float* out = nullptr;  // [rows, v_heads, v_dim], before norm and gate
 };
 int DeltaNet(const DeltaNetArgs& args, Stream stream);
 

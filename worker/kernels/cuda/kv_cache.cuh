@@ -6,7 +6,8 @@
 
 namespace packtrain::cuda {
 
-__device__ inline const uint8_t* KvRow(const void* cache, const int32_t* page_table, int position, size_t row_bytes) {
+__device__ inline const uint8_t* KvRow(const void* cache, const int32_t* page_table, int position,
+                                       size_t row_bytes) {
   size_t row = static_cast<size_t>(page_table[position / 64]) * 64 + position % 64;
   return static_cast<const uint8_t*>(cache) + row * row_bytes;
 }
@@ -59,7 +60,8 @@ __device__ inline void KvBlockToHalves(KvType type, const uint8_t* row, int bloc
     }
   } else {
     auto from = reinterpret_cast<const uint32_t*>(row + block * 20);
-    float d = __half2float(__ushort_as_half(from[0] & 0xFFFF)), m = __half2float(__ushort_as_half(from[0] >> 16));
+    float d = __half2float(__ushort_as_half(from[0] & 0xFFFF)),
+          m = __half2float(__ushort_as_half(from[0] >> 16));
     uint32_t q[4];
 #pragma unroll
     for (int k = 0; k < 4; ++k) q[k] = from[1 + k];
@@ -69,7 +71,8 @@ __device__ inline void KvBlockToHalves(KvType type, const uint8_t* row, int bloc
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
         uint32_t two = (q[c % 2 * 2 + k / 2] >> (k % 2 * 16 + c / 2 * 4));
-        v[k] = PackHalves(fmaf(static_cast<float>(two & 15), d, m), fmaf(static_cast<float>((two >> 8) & 15), d, m));
+        v[k] = PackHalves(fmaf(static_cast<float>(two & 15), d, m),
+                          fmaf(static_cast<float>((two >> 8) & 15), d, m));
       }
       out[c] = make_uint4(v[0], v[1], v[2], v[3]);
     }

@@ -13,7 +13,8 @@ __device__ inline void WarpArgMax(float* value, int* index) {
   for (int o = 16; o > 0; o >>= 1) {
     float other = __shfl_xor_sync(~0u, *value, o);
     int other_index = __shfl_xor_sync(~0u, *index, o);
-    if (other > *value || (other == *value && other_index < *index)) *value = other, *index = other_index;
+    if (other > *value || (other == *value && other_index < *index))
+      *value = other, *index = other_index;
   }
 }
 
@@ -97,7 +98,8 @@ __global__ void __launch_bounds__(32) RouterKernel(RouterArgs args) {
 #pragma unroll
     for (int i = 0; i < kMaxPerLane; ++i) {
       int e = lane + 32 * i;
-      if (e < experts && !(taken >> i & 1) && (score[i] > value || index == 1 << 30)) value = score[i], index = e;
+      if (e < experts && !(taken >> i & 1) && (score[i] > value || index == 1 << 30))
+        value = score[i], index = e;
     }
     WarpArgMax(&value, &index);
     float picked = 0;
@@ -128,8 +130,9 @@ __device__ inline bool Owned(const int32_t* ids, const int32_t* slot, int pair, 
 }
 
 __global__ void __launch_bounds__(256)
-    CombineKernel(const float* x, const int32_t* ids, const int32_t* slot, const int32_t* row_of_pair,
-                  const float* weights, int top_k, int n, bool accumulate, float* y) {
+    CombineKernel(const float* x, const int32_t* ids, const int32_t* slot,
+                  const int32_t* row_of_pair, const float* weights, int top_k, int n,
+                  bool accumulate, float* y) {
   int token = blockIdx.x, i = blockIdx.y * 256 + threadIdx.x;
   if (i >= n) return;
   float sum = 0;
@@ -150,7 +153,8 @@ __global__ void __launch_bounds__(256)
   if (threadIdx.x == 0) total = 0;
   __syncthreads();
   int count = 0, expert;
-  for (int p = threadIdx.x; p < pairs; p += 256) count += Owned(ids, slot, p, &expert) && expert == blockIdx.x;
+  for (int p = threadIdx.x; p < pairs; p += 256)
+    count += Owned(ids, slot, p, &expert) && expert == blockIdx.x;
   atomicAdd(&total, count);
   __syncthreads();
   if (threadIdx.x == 0) counts[blockIdx.x + 1] = total;
@@ -173,8 +177,8 @@ __global__ void __launch_bounds__(32) ScanKernel(int32_t* offsets, int n) {
 
 // A block per expert: places its pairs in order.
 __global__ void __launch_bounds__(256)
-    PlacePairsKernel(const int32_t* ids, const int32_t* slot, int pairs, int top_k, const int32_t* offsets,
-                     int32_t* token_of_row, int32_t* row_of_pair) {
+    PlacePairsKernel(const int32_t* ids, const int32_t* slot, int pairs, int top_k,
+                     const int32_t* offsets, int32_t* token_of_row, int32_t* row_of_pair) {
   __shared__ int warp_count[8];
   int next = offsets[blockIdx.x];
   int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -204,8 +208,8 @@ __global__ void __launch_bounds__(256)
 }  // namespace
 
 int Router(const RouterArgs& args, Stream stream) {
-  if (args.num_experts < 1 || args.num_experts > 32 * kMaxPerLane || args.top_k < 1 || args.top_k > kMaxTopK ||
-      args.top_k > args.num_experts || args.groups > 32 ||
+  if (args.num_experts < 1 || args.num_experts > 32 * kMaxPerLane || args.top_k < 1 ||
+      args.top_k > kMaxTopK || args.top_k > args.num_experts || args.groups > 32 ||
       (args.groups > 1 && args.num_experts % args.groups != 0)) {
     return static_cast<int>(cudaErrorInvalidValue);
   }
@@ -214,20 +218,22 @@ int Router(const RouterArgs& args, Stream stream) {
   return LastLaunch();
 }
 
-int CombineExperts(const float* x, const int32_t* ids, const int32_t* slot, const int32_t* row_of_pair,
-                   const float* weights, int tokens, int top_k, int n, bool accumulate, float* y, Stream stream) {
+int CombineExperts(const float* x, const int32_t* ids, const int32_t* slot,
+                   const int32_t* row_of_pair, const float* weights, int tokens, int top_k, int n,
+                   bool accumulate, float* y, Stream stream) {
   if (tokens == 0) return 0;
-  CombineKernel<<<dim3(tokens, CeilDiv(n, 256)), 256, 0, stream>>>(x, ids, slot, row_of_pair, weights, top_k, n,
-                                                                   accumulate, y);
+  CombineKernel<<<dim3(tokens, CeilDiv(n, 256)), 256, 0, stream>>>(
+      x, ids, slot, row_of_pair, weights, top_k, n, accumulate, y);
   return LastLaunch();
 }
 
-int SortPairs(const int32_t* ids, const int32_t* slot, int tokens, int top_k, int num_experts, int32_t* offsets,
-              int32_t* token_of_row, int32_t* row_of_pair, Stream stream) {
+int SortPairs(const int32_t* ids, const int32_t* slot, int tokens, int top_k, int num_experts,
+              int32_t* offsets, int32_t* token_of_row, int32_t* row_of_pair, Stream stream) {
   int pairs = tokens * top_k;
   CountPairsKernel<<<num_experts, 256, 0, stream>>>(ids, slot, pairs, offsets);
   ScanKernel<<<1, 32, 0, stream>>>(offsets, num_experts);
-  PlacePairsKernel<<<num_experts, 256, 0, stream>>>(ids, slot, pairs, top_k, offsets, token_of_row, row_of_pair);
+  PlacePairsKernel<<<num_experts, 256, 0, stream>>>(ids, slot, pairs, top_k, offsets, token_of_row,
+                                                    row_of_pair);
   return LastLaunch();
 }
 

@@ -10,6 +10,7 @@ struct MXFP4 {
   static constexpr TensorType kType = TensorType::kMXFP4;
   static constexpr int kWeights = 32, kBytes = 17, kTableWords = 0;
   static constexpr bool kHalves = false, kMin = false;
+  static constexpr int kRowsAtOnce = 2;
   __device__ static const uint32_t* Table() { return nullptr; }
   __device__ static void Unpack(const uint8_t* b, int sub, const uint32_t* table, Piece* p) {
     uint32_t w[4];
@@ -17,7 +18,7 @@ struct MXFP4 {
 #pragma unroll
     for (int i = 0; i < 4; ++i) Lookup16(kFp4, w[i], &p->q[i], &p->q[4 + i]);
     // 2^(e - 128); the two smallest are subnormal.
-    uint32_t e = b[0];
+    uint32_t e = LoadU8(b + 0);
     p->scale[0] = __uint_as_float(e < 2 ? 0x00200000u << e : (e - 1) << 23);
   }
 };

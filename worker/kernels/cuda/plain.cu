@@ -17,14 +17,18 @@ struct F16 {
   using Element = uint16_t;
   using Four = ushort4;
   __device__ static float Get(uint16_t v) { return __half2float(__ushort_as_half(v)); }
-  __device__ static float4 Get4(const ushort4& v) { return {Get(v.x), Get(v.y), Get(v.z), Get(v.w)}; }
+  __device__ static float4 Get4(const ushort4& v) {
+    return {Get(v.x), Get(v.y), Get(v.z), Get(v.w)};
+  }
 };
 struct BF16 {
   static constexpr TensorType kType = TensorType::kBF16;
   using Element = uint16_t;
   using Four = ushort4;
   __device__ static float Get(uint16_t v) { return __uint_as_float(uint32_t{v} << 16); }
-  __device__ static float4 Get4(const ushort4& v) { return {Get(v.x), Get(v.y), Get(v.z), Get(v.w)}; }
+  __device__ static float4 Get4(const ushort4& v) {
+    return {Get(v.x), Get(v.y), Get(v.z), Get(v.w)};
+  }
 };
 
 constexpr int kThreads = 128;
@@ -46,7 +50,8 @@ __global__ void __launch_bounds__(kThreads) MatVecKernel(MatVecArgs args) {
     y_row = pair;
   }
   const MatVecPart& p = args.parts[part];
-  auto w = reinterpret_cast<const typename T::Element*>(static_cast<const char*>(p.w) + expert * p.expert_stride) +
+  auto w = reinterpret_cast<const typename T::Element*>(static_cast<const char*>(p.w) +
+                                                        expert * p.expert_stride) +
            static_cast<size_t>(row) * args.n;
   float acc[kTokens] = {};
   if constexpr (kFours) {
@@ -76,7 +81,8 @@ __global__ void __launch_bounds__(kThreads) MatVecKernel(MatVecArgs args) {
 #pragma unroll
   for (int t = 0; t < kTokens; ++t) {
     float sum = BlockSum(acc[t], scratch);
-    if (threadIdx.x == 0 && (kTokens == 1 || t < args.tokens)) p.y[(y_row + t) * p.rows + row] = sum;
+    if (threadIdx.x == 0 && (kTokens == 1 || t < args.tokens))
+      p.y[(y_row + t) * p.rows + row] = sum;
   }
 }
 
@@ -101,7 +107,8 @@ int Launch(const MatVecArgs& args, Stream stream) {
 
 template <class T>
 int MatVec(const MatVecArgs& args, Stream stream) {
-  if (args.n <= 0 || args.num_parts < 1 || args.num_parts > 3 || (!args.experts && args.tokens > 8)) {
+  if (args.n <= 0 || args.num_parts < 1 || args.num_parts > 3 ||
+      (!args.experts && args.tokens > 8)) {
     return static_cast<int>(cudaErrorInvalidValue);
   }
   if (args.experts || args.tokens <= 1) return Launch<T, 1>(args, stream);
@@ -109,7 +116,8 @@ int MatVec(const MatVecArgs& args, Stream stream) {
 }
 
 template <class T, bool kBf16>
-__global__ void DecodeKernel(const typename T::Element* w, size_t count, const int32_t* row_ids, int n, void* values) {
+__global__ void DecodeKernel(const typename T::Element* w, size_t count, const int32_t* row_ids,
+                             int n, void* values) {
   for (size_t i = blockIdx.x * size_t{256} + threadIdx.x; i < count; i += gridDim.x * size_t{256}) {
     size_t from = row_ids != nullptr ? size_t(row_ids[i / n]) * n + i % n : i;
     float v = T::Get(w[from]);
@@ -122,20 +130,20 @@ __global__ void DecodeKernel(const typename T::Element* w, size_t count, const i
 }
 
 template <class T, bool kBf16>
-int Decode(const void* w, size_t count, const int32_t* row_ids, int n, void* values, Stream stream) {
+int Decode(const void* w, size_t count, const int32_t* row_ids, int n, void* values,
+           Stream stream) {
   if (count == 0) return 0;
   int blocks = static_cast<int>(std::min<size_t>((count + 255) / 256, size_t(SmCount()) * 16));
-  DecodeKernel<T, kBf16><<<blocks, 256, 0, stream>>>(static_cast<const typename T::Element*>(w), count,
-                                                     row_ids, n, values);
+  DecodeKernel<T, kBf16><<<blocks, 256, 0, stream>>>(static_cast<const typename T::Element*>(w),
+                                                     count, row_ids, n, values);
   return LastLaunch();
 }
 
 template <class T>
 constexpr WeightKernels Make() {
   return {T::kType, true, &MatVec<T>,
-          [](const void* w, size_t count, const int32_t* row_ids, int n, float* values, Stream stream) {
-            return Decode<T, false>(w, count, row_ids, n, values, stream);
-          },
+          [](const void* w, size_t count, const int32_t* row_ids, int n, float* values,
+             Stream stream) { return Decode<T, false>(w, count, row_ids, n, values, stream); },
           [](const void* w, size_t count, uint16_t* values, Stream stream) {
             return Decode<T, true>(w, count, nullptr, 0, values, stream);
           }};

@@ -7,6 +7,7 @@ struct Q2_0 {
   static constexpr TensorType kType = TensorType::kQ2_0;
   static constexpr int kWeights = 64, kBytes = 18, kTableWords = 0;
   static constexpr bool kHalves = false, kMin = true;
+  static constexpr int kRowsAtOnce = 2;
   __device__ static const uint32_t* Table() { return nullptr; }
   __device__ static void Unpack(const uint8_t* b, int sub, const uint32_t* table, Piece* p) {
     uint32_t w[2];

@@ -7,6 +7,7 @@ struct Q3_K {
   static constexpr TensorType kType = TensorType::kQ3_K;
   static constexpr int kWeights = 256, kBytes = 110, kTableWords = 0;
   static constexpr bool kHalves = true, kMin = false;
+  static constexpr int kRowsAtOnce = 1;
   __device__ static const uint32_t* Table() { return nullptr; }
   __device__ static void Unpack(const uint8_t* b, int sub, const uint32_t* table, Piece* p) {
     uint32_t w[8], mask[8];
@@ -22,7 +23,8 @@ struct Q3_K {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       int i = 2 * sub + h;
-      int scale = ((b[96 + i % 8] >> (i / 8 * 4)) & 15) | ((b[104 + i % 4] >> (i / 4 * 2)) & 3) << 4;
+      int scale = ((LoadU8(b + 96 + i % 8) >> (i / 8 * 4)) & 15) |
+                  ((LoadU8(b + 104 + i % 4) >> (i / 4 * 2)) & 3) << 4;
       p->scale[h] = d * static_cast<float>(scale - 32);
     }
   }

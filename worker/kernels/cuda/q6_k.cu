@@ -7,6 +7,7 @@ struct Q6_K {
   static constexpr TensorType kType = TensorType::kQ6_K;
   static constexpr int kWeights = 256, kBytes = 210, kTableWords = 0;
   static constexpr bool kHalves = true, kMin = false;
+  static constexpr int kRowsAtOnce = 1;
   __device__ static const uint32_t* Table() { return nullptr; }
   __device__ static void Unpack(const uint8_t* b, int sub, const uint32_t* table, Piece* p) {
     uint32_t low[8], high[8];
@@ -20,8 +21,8 @@ struct Q6_K {
       p->q[i] = (v & 0x1F1F1F1F) | (~v & 0x20202020) * 7;
     }
     float d = LoadHalf(b + 208);
-    p->scale[0] = d * static_cast<float>(static_cast<int8_t>(b[192 + 2 * sub]));
-    p->scale[1] = d * static_cast<float>(static_cast<int8_t>(b[193 + 2 * sub]));
+    p->scale[0] = d * static_cast<float>(static_cast<int8_t>(LoadU8(b + 192 + 2 * sub)));
+    p->scale[1] = d * static_cast<float>(static_cast<int8_t>(LoadU8(b + 193 + 2 * sub)));
   }
 };
 

@@ -100,7 +100,8 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-__global__ void __launch_bounds__(kThreads) ArgMaxKernel(const float* x, int n, int32_t* ids, float* log_sum_exp) {
+__global__ void __launch_bounds__(kThreads)
+    ArgMaxKernel(const float* x, int n, int32_t* ids, float* log_sum_exp) {
   __shared__ float scratch[33];
   __shared__ float best_values[kWarps];
   __shared__ int best_ids[kWarps];
@@ -121,7 +122,8 @@ __global__ void __launch_bounds__(kThreads) ArgMaxKernel(const float* x, int n, 
   __syncthreads();
   best = best_values[0], id = best_ids[0];
   for (int w = 1; w < kWarps; ++w) {
-    if (best_values[w] > best || (best_values[w] == best && best_ids[w] < id)) best = best_values[w], id = best_ids[w];
+    if (best_values[w] > best || (best_values[w] == best && best_ids[w] < id))
+      best = best_values[w], id = best_ids[w];
   }
   float sum = 0;
   for (int i = threadIdx.x; i < n; i += kThreads) sum += expf(values[i] - best);
@@ -142,7 +144,8 @@ __global__ void GatherKernel(const float* x, int n, const int32_t* indices, int 
 
 }  // namespace
 
-int TopK(const float* x, int rows, int n, const int32_t* limits, int k, int32_t* indices, Stream stream) {
+int TopK(const float* x, int rows, int n, const int32_t* limits, int k, int32_t* indices,
+         Stream stream) {
   if (rows == 0 || k == 0) return 0;
   TopKKernel<<<rows, kThreads, 0, stream>>>(x, n, limits, k, indices);
   return LastLaunch();
@@ -154,7 +157,8 @@ int ArgMax(const float* x, int rows, int n, int32_t* ids, float* log_sum_exp, St
   return LastLaunch();
 }
 
-int Gather(const float* x, int rows, int n, const int32_t* indices, int k, float* values, Stream stream) {
+int Gather(const float* x, int rows, int n, const int32_t* indices, int k, float* values,
+           Stream stream) {
   if (rows == 0 || k == 0) return 0;
   GatherKernel<<<rows, 256, 0, stream>>>(x, n, indices, k, values);
   return LastLaunch();

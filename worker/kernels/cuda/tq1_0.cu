@@ -13,6 +13,7 @@ struct TQ1_0 {
   static constexpr TensorType kType = TensorType::kTQ1_0;
   static constexpr int kWeights = 256, kBytes = 54, kTableWords = 0;
   static constexpr bool kHalves = false, kMin = true;
+  static constexpr int kRowsAtOnce = 2;
   __device__ static const uint32_t* Table() { return nullptr; }
   __device__ static void Unpack(const uint8_t* b, int sub, const uint32_t* table, Piece* p) {
 #pragma unroll
@@ -27,7 +28,7 @@ struct TQ1_0 {
         } else {
           byte = 48 + (w - 240) % 4, n = (w - 240) / 4;
         }
-        word |= Digit(b[byte], n) << 8 * k;
+        word |= Digit(LoadU8(b + byte), n) << 8 * k;
       }
       p->q[i] = static_cast<int>(word);
     }

@@ -7,9 +7,10 @@
 //     static constexpr int kWeights, kBytes;   // of a block; kWeights % 32 == 0
 //     static constexpr bool kHalves;           // scale and minimum differ per 16 weights
 //     static constexpr bool kMin;              // there is a minimum
+//     static constexpr int kRowsAtOnce;        // of a product with few tokens: 2 if registers last
 //     static constexpr int kTableWords;        // codebook in shared memory, 0: none
 //     static const uint32_t* Table();          // device: the codebook in global memory
-//     // Weights 32 * sub .. + 31 of the block at b (any alignment).
+//     // Weights 32 * sub .. + 31 of the block at b in global memory (any alignment).
 //     static void Unpack(const uint8_t* b, int sub, const uint32_t* table, Piece* p);
 //   };
 //
@@ -31,29 +32,37 @@ __device__ inline void LoadWords(const uint8_t* p, uint32_t* w) {
   auto address = reinterpret_cast<uintptr_t>(p);
   auto base = reinterpret_cast<const uint32_t*>(address & ~uintptr_t{3});
   int shift = static_cast<int>(address & 3) * 8;
-  uint32_t low = base[0];
+  uint32_t low = __ldg(base);
 #pragma unroll
   for (int i = 0; i < N; ++i) {
-    uint32_t high = base[i + 1];
+    uint32_t high = __ldg(base + i + 1);
     w[i] = __funnelshift_r(low, high, shift);
     low = high;
   }
 }
 
-// The same where the address is a multiple of 16 and N of 4.
+// The same where the address is a multiple of 4.
 template <int N>
 __device__ inline void LoadAligned(const uint8_t* p, uint32_t* w) {
 #pragma unroll
+  for (int i = 0; i < N; ++i) w[i] = __ldg(reinterpret_cast<const uint32_t*>(p) + i);
+}
+
+// The same where the address is a multiple of 16 and N of 4.
+template <int N>
+__device__ inline void LoadVectors(const uint8_t* p, uint32_t* w) {
+#pragma unroll
   for (int i = 0; i < N / 4; ++i) {
-    uint4 v = reinterpret_cast<const uint4*>(p)[i];
+    uint4 v = __ldg(reinterpret_cast<const uint4*>(p) + i);
     w[4 * i] = v.x, w[4 * i + 1] = v.y, w[4 * i + 2] = v.z, w[4 * i + 3] = v.w;
   }
 }
 
 // p is even.
 __device__ inline uint32_t LoadU16(const uint8_t* p) {
-  return *reinterpret_cast<const uint16_t*>(p);
+  return __ldg(reinterpret_cast<const uint16_t*>(p));
 }
+__device__ inline uint32_t LoadU8(const uint8_t* p) { return __ldg(p); }
 __device__ inline float HalfBits(uint32_t bits) {
   return __half2float(__ushort_as_half(static_cast<unsigned short>(bits)));
 }
@@ -81,7 +90,8 @@ __device__ inline uint32_t Permute(uint32_t a, uint32_t b, uint32_t selector) {
   return r;
 }
 
-// 16 signed bytes looked up by nibble: low[i] by the low nibble of byte i of w, high[i] by the high.
+// 16 signed bytes looked up by nibble: low[i] by the low nibble of byte i of w, high[i] by the
+// high.
 struct ByteTable16 {
   uint32_t w[4];
 };
@@ -113,9 +123,11 @@ __global__ void __launch_bounds__(128)
   for (int i = threadIdx.x; i < T::kTableWords; i += blockDim.x) table[i] = T::Table()[i];
   __syncthreads();
   constexpr int kSubs = T::kWeights / 32;
-  for (size_t i = blockIdx.x * size_t{128} + threadIdx.x; i < pieces; i += gridDim.x * size_t{128}) {
+  for (size_t i = blockIdx.x * size_t{128} + threadIdx.x; i < pieces;
+       i += gridDim.x * size_t{128}) {
     size_t from = i;
-    if (row_ids != nullptr) from = size_t(row_ids[i / pieces_per_row]) * pieces_per_row + i % pieces_per_row;
+    if (row_ids != nullptr)
+      from = size_t(row_ids[i / pieces_per_row]) * pieces_per_row + i % pieces_per_row;
     Piece p;
     T::Unpack(w + from / kSubs * T::kBytes, static_cast<int>(from % kSubs), table, &p);
     if constexpr (kBf16) {
@@ -125,7 +137,8 @@ __global__ void __launch_bounds__(128)
         uint32_t v[4];
 #pragma unroll
         for (int k = 0; k < 4; ++k) {
-          __nv_bfloat162 pair = __floats2bfloat162_rn(Value<T>(p, 8 * c + 2 * k), Value<T>(p, 8 * c + 2 * k + 1));
+          __nv_bfloat162 pair =
+              __floats2bfloat162_rn(Value<T>(p, 8 * c + 2 * k), Value<T>(p, 8 * c + 2 * k + 1));
           v[k] = *reinterpret_cast<uint32_t*>(&pair);
         }
         out[c] = make_uint4(v[0], v[1], v[2], v[3]);
@@ -142,47 +155,74 @@ __global__ void __launch_bounds__(128)
 }
 
 // ---------------------------------------------------------------------------------------------
-// MatVec: a group of L lanes (a power of two up to 32) walks a row, each lane 32 weights at a time.
-// A warp copies its rows' bytes ahead of use into its own ring of shared memory, so that enough
-// bytes are in flight whatever the layout of the blocks.
+// MatVec: a group of L lanes (a power of two up to 32) walks a row, each lane 32 weights at a time;
+// lanes then add up in a tree. L depends on n alone.
 //
 // Launch: 256 threads, pairs in y, as many blocks in x as the device holds (fewer for few rows).
 
 inline constexpr int kMatVecWarps = 8;
-inline constexpr int kRingBytes = 4096;  // about what one warp keeps in flight
 
-template <class T>
-struct MatVecShape {
-  static constexpr int kSubs = T::kWeights / 32;
-  static constexpr int kPieceBytes = 32 / kSubs * T::kBytes;  // 1024 weights
-  // A group's slot holds its share of a piece, up to 15 bytes in front and 16 behind.
-  static constexpr int SlotBytes(int lanes) { return (kPieceBytes * lanes / 32 + 15 + 15) / 16 * 16 + 16; }
-  static constexpr int kMaxGroups = 8;
-  static constexpr int kStageBytes = SlotBytes(4) * kMaxGroups > SlotBytes(32) ? SlotBytes(4) * kMaxGroups : SlotBytes(32);
-  static constexpr int kStages = kRingBytes / SlotBytes(32) < 2 ? 2 : (kRingBytes / SlotBytes(32) > 8 ? 8 : kRingBytes / SlotBytes(32));
-  static constexpr int kSharedBytes = kMatVecWarps * kStages * kStageBytes + T::kTableWords * 4;
-};
+// Rows that a group works on at once: activations are then loaded once for both, while registers
+// last.
+template <class T, int kTokens>
+inline constexpr int kMatVecRows = kTokens > 2 ? 1 : T::kRowsAtOnce;
 
 struct MatVecLaunch {
   MatVecArgs args;
-  int lanes;        // per row
-  int subs;         // pieces of 32 weights per row
-  int steps;        // per row
-  int total_rows;   // of all parts
+  int lanes;       // per row
+  int subs;        // pieces of 32 weights per row
+  int total_rows;  // of all parts
   int row_bytes;
-  int x_stride;     // bytes
+  int x_stride;  // bytes
 };
+
+// acc[row][t] += the products of kRows pieces at place `sub` of their rows with token t. The
+// activations are loaded once for all rows.
+template <class T, int kTokens>
+__device__ inline void MultiplyPieces(const Piece* pieces, const uint8_t* x, int sub,
+                                      const MatVecLaunch& launch, float (*acc)[kTokens]) {
+#pragma unroll
+  for (int t = 0; t < kTokens; ++t) {
+    if (kTokens > 1 && t >= launch.args.tokens) break;
+    const uint8_t* xt = x + static_cast<size_t>(t) * launch.x_stride;
+    int n = launch.args.n;
+    int4 lo = __ldg(reinterpret_cast<const int4*>(xt) + sub),
+         hi = __ldg(reinterpret_cast<const int4*>(xt + n / 2) + sub);
+    float2 ds = __ldg(reinterpret_cast<const float2*>(xt + n) + sub);
+#pragma unroll
+    for (int r = 0; r < kMatVecRows<T, kTokens>; ++r) {
+      const Piece& p = pieces[r];
+      int dot0 = __dp4a(p.q[0], lo.x, 0), dot1 = __dp4a(p.q[4], hi.x, 0);
+      dot0 = __dp4a(p.q[1], lo.y, dot0), dot1 = __dp4a(p.q[5], hi.y, dot1);
+      dot0 = __dp4a(p.q[2], lo.z, dot0), dot1 = __dp4a(p.q[6], hi.z, dot1);
+      dot0 = __dp4a(p.q[3], lo.w, dot0), dot1 = __dp4a(p.q[7], hi.w, dot1);
+      float sum;
+      if constexpr (T::kHalves) {
+        sum = fmaf(p.scale[1], static_cast<float>(dot1), p.scale[0] * static_cast<float>(dot0));
+      } else {
+        sum = p.scale[0] * static_cast<float>(dot0 + dot1);
+      }
+      if constexpr (T::kMin && T::kHalves) {
+        constexpr int kOnes = 0x01010101;
+        int sum0 =
+            __dp4a(kOnes, lo.x, __dp4a(kOnes, lo.y, __dp4a(kOnes, lo.z, __dp4a(kOnes, lo.w, 0))));
+        int sum1 =
+            __dp4a(kOnes, hi.x, __dp4a(kOnes, hi.y, __dp4a(kOnes, hi.z, __dp4a(kOnes, hi.w, 0))));
+        sum = fmaf(p.min[0], static_cast<float>(sum0), sum);
+        sum = fmaf(p.min[1], static_cast<float>(sum1), sum);
+      }
+      acc[r][t] = fmaf(ds.x, sum, acc[r][t]);
+      if constexpr (T::kMin && !T::kHalves) acc[r][t] = fmaf(ds.y, p.min[0], acc[r][t]);
+    }
+  }
+}
 
 template <class T, int kTokens>
 __global__ void __launch_bounds__(kMatVecWarps * 32)
     MatVecKernel(const __grid_constant__ MatVecLaunch launch) {
-  using Shape = MatVecShape<T>;
-  constexpr int kStages = Shape::kStages;
-  extern __shared__ __align__(16) uint8_t shared[];
+  constexpr int kSubs = T::kWeights / 32, kRows = kMatVecRows<T, kTokens>;
+  __shared__ uint32_t table[T::kTableWords + 1];
   const MatVecArgs& args = launch.args;
-  int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  int lanes = launch.lanes;
-  int groups = 32 / lanes, group = lane / lanes, g = lane % lanes;
 
   int64_t expert = 0, y_row = 0;
   const uint8_t* x = static_cast<const uint8_t*>(args.x);
@@ -194,106 +234,61 @@ __global__ void __launch_bounds__(kMatVecWarps * 32)
     x += static_cast<size_t>(pair / args.pairs_per_row) * launch.x_stride;
     y_row = pair;
   }
-
-  int slot_bytes = Shape::SlotBytes(lanes);
-  uint8_t* ring = shared + T::kTableWords * 4 + warp * kStages * Shape::kStageBytes + group * slot_bytes;
-  int first = (blockIdx.x * kMatVecWarps + warp) * groups;
-  int stride = gridDim.x * kMatVecWarps * groups;
-  int rounds = first < launch.total_rows ? CeilDiv(launch.total_rows - first, stride) : 0;
-
-  // Address of this group's row in round `round`; null past the last row.
-  auto row_address = [&](int round, int* part_out, int* row_out) -> const uint8_t* {
-    int row = first + round * stride + group;
-    if (row >= launch.total_rows) return nullptr;
-    int part = 0;
-    while (row >= args.parts[part].rows) row -= args.parts[part++].rows;
-    *part_out = part, *row_out = row;
-    return static_cast<const uint8_t*>(args.parts[part].w) + expert * args.parts[part].expert_stride +
-           static_cast<size_t>(row) * launch.row_bytes;
-  };
-
-  int step_bytes = Shape::kPieceBytes * lanes / 32;
-  int issue_round = 0, issue_step = 0, issue_slot = 0, part = 0, row = 0;
-  const uint8_t* issue_row = rounds > 0 ? row_address(0, &part, &row) : nullptr;
-  auto issue = [&] {
-    if (issue_round < rounds) {
-      if (issue_row != nullptr) {
-        const uint8_t* from = issue_row + issue_step * step_bytes;
-        int bytes = min(step_bytes, launch.row_bytes - issue_step * step_bytes);
-        int offset = static_cast<int>(reinterpret_cast<uintptr_t>(from) & 15);
-        uint8_t* to = ring + issue_slot * Shape::kStageBytes;
-        for (int c = g * 16; c < offset + bytes; c += lanes * 16) CopyAsync16(to + c, from - offset + c);
-      }
-      if (++issue_step == launch.steps) {
-        issue_step = 0;
-        if (++issue_round < rounds) issue_row = row_address(issue_round, &part, &row);
-      }
-    }
-    CopyCommit();
-    if (++issue_slot == kStages) issue_slot = 0;
-  };
-  for (int s = 0; s < kStages - 1; ++s) issue();
-
-  uint32_t* table = reinterpret_cast<uint32_t*>(shared);
   if constexpr (T::kTableWords > 0) {
     for (int i = threadIdx.x; i < T::kTableWords; i += kMatVecWarps * 32) table[i] = T::Table()[i];
     __syncthreads();
   }
 
-  int slot = 0;
-  for (int round = 0; round < rounds; ++round) {
-    int y_part = 0, y_index = 0;
-    const uint8_t* row_start = row_address(round, &y_part, &y_index);
-    float acc[kTokens];
+  int lanes = launch.lanes, groups = 32 / lanes;
+  int lane = threadIdx.x % 32, group = lane / lanes, g = lane % lanes;
+  int full_steps = launch.subs / lanes;
+  int step_bytes = lanes / kSubs * T::kBytes;
+  int rows_per_warp = groups * kRows;
+  int first = (blockIdx.x * kMatVecWarps + threadIdx.x / 32) * rows_per_warp;
+  for (int base = first; base < launch.total_rows;
+       base += gridDim.x * kMatVecWarps * rows_per_warp) {
+    float acc[kRows][kTokens];
+    const uint8_t* w[kRows];
+    float* y[kRows];
+    int y_stride[kRows];
 #pragma unroll
-    for (int t = 0; t < kTokens; ++t) acc[t] = 0;
-    for (int step = 0; step < launch.steps; ++step) {
-      issue();
-      CopyWait<kStages - 1>();
-      __syncwarp();
-      int sub = step * lanes + g;
-      if (row_start != nullptr && sub < launch.subs) {
-        int offset = static_cast<int>(reinterpret_cast<uintptr_t>(row_start + step * step_bytes) & 15);
-        const uint8_t* block = ring + slot * Shape::kStageBytes + offset + g / Shape::kSubs * T::kBytes;
-        Piece p;
-        T::Unpack(block, g % Shape::kSubs, table, &p);
+    for (int r = 0; r < kRows; ++r) {
 #pragma unroll
-        for (int t = 0; t < kTokens; ++t) {
-          if (kTokens > 1 && t >= args.tokens) break;
-          const uint8_t* xt = x + static_cast<size_t>(t) * launch.x_stride;
-          const int4* xq = reinterpret_cast<const int4*>(xt + 32 * sub);
-          int4 lo = __ldg(xq), hi = __ldg(xq + 1);
-          float2 ds = __ldg(reinterpret_cast<const float2*>(xt + args.n) + sub);
-          int dot0 = __dp4a(p.q[0], lo.x, 0), dot1 = __dp4a(p.q[4], hi.x, 0);
-          dot0 = __dp4a(p.q[1], lo.y, dot0), dot1 = __dp4a(p.q[5], hi.y, dot1);
-          dot0 = __dp4a(p.q[2], lo.z, dot0), dot1 = __dp4a(p.q[6], hi.z, dot1);
-          dot0 = __dp4a(p.q[3], lo.w, dot0), dot1 = __dp4a(p.q[7], hi.w, dot1);
-          float sum;
-          if constexpr (T::kHalves) {
-            sum = fmaf(p.scale[1], static_cast<float>(dot1), p.scale[0] * static_cast<float>(dot0));
-          } else {
-            sum = p.scale[0] * static_cast<float>(dot0 + dot1);
-          }
-          if constexpr (T::kMin && T::kHalves) {
-            constexpr int kOnes = 0x01010101;
-            int sum0 = __dp4a(kOnes, lo.x, __dp4a(kOnes, lo.y, __dp4a(kOnes, lo.z, __dp4a(kOnes, lo.w, 0))));
-            int sum1 = __dp4a(kOnes, hi.x, __dp4a(kOnes, hi.y, __dp4a(kOnes, hi.z, __dp4a(kOnes, hi.w, 0))));
-            sum = fmaf(p.min[0], static_cast<float>(sum0), sum);
-            sum = fmaf(p.min[1], static_cast<float>(sum1), sum);
-          }
-          acc[t] = fmaf(ds.x, sum, acc[t]);
-          if constexpr (T::kMin && !T::kHalves) acc[t] = fmaf(ds.y, p.min[0], acc[t]);
-        }
+      for (int t = 0; t < kTokens; ++t) acc[r][t] = 0;
+      // Past the last row its bytes are read once more and the result dropped.
+      int row = base + group * kRows + r, part = 0;
+      bool valid = row < launch.total_rows;
+      if (!valid) row = launch.total_rows - 1;
+      while (row >= args.parts[part].rows) row -= args.parts[part++].rows;
+      w[r] = static_cast<const uint8_t*>(args.parts[part].w) +
+             expert * args.parts[part].expert_stride + static_cast<size_t>(row) * launch.row_bytes +
+             g / kSubs * T::kBytes;
+      y_stride[r] = args.parts[part].rows;
+      y[r] = valid ? args.parts[part].y + y_row * y_stride[r] + row : nullptr;
+    }
+#pragma unroll kTokens == 1 ? 2 : 1
+    for (int step = 0; step < full_steps; ++step) {
+      Piece pieces[kRows];
+#pragma unroll
+      for (int r = 0; r < kRows; ++r) {
+        T::Unpack(w[r], g % kSubs, table, &pieces[r]);
+        w[r] += step_bytes;
       }
-      __syncwarp();
-      if (++slot == kStages) slot = 0;
+      MultiplyPieces<T, kTokens>(pieces, x, step * lanes + g, launch, acc);
+    }
+    if (int sub = full_steps * lanes + g; sub < launch.subs) {
+      Piece pieces[kRows];
+#pragma unroll
+      for (int r = 0; r < kRows; ++r) T::Unpack(w[r], g % kSubs, table, &pieces[r]);
+      MultiplyPieces<T, kTokens>(pieces, x, sub, launch, acc);
     }
 #pragma unroll
-    for (int t = 0; t < kTokens; ++t) {
-      for (int o = lanes / 2; o > 0; o >>= 1) acc[t] += __shfl_xor_sync(~0u, acc[t], o);
-      if (g == 0 && row_start != nullptr && (kTokens == 1 || t < args.tokens)) {
-        const MatVecPart& p = args.parts[y_part];
-        p.y[(y_row + t) * p.rows + y_index] = acc[t];
+    for (int r = 0; r < kRows; ++r) {
+#pragma unroll
+      for (int t = 0; t < kTokens; ++t) {
+        for (int o = lanes / 2; o > 0; o >>= 1) acc[r][t] += __shfl_xor_sync(~0u, acc[r][t], o);
+        if (g == 0 && y[r] != nullptr && (kTokens == 1 || t < args.tokens))
+          y[r][t * y_stride[r]] = acc[r][t];
       }
     }
   }
@@ -301,24 +296,19 @@ __global__ void __launch_bounds__(kMatVecWarps * 32)
 
 template <class T, int kTokens>
 int LaunchMatVec(const MatVecLaunch& launch, Stream stream) {
-  using Shape = MatVecShape<T>;
   // Blocks that the device holds at once; negative: an error code.
   static const int kResident = [] {
-    cudaError_t code = cudaFuncSetAttribute(
-        MatVecKernel<T, kTokens>, cudaFuncAttributeMaxDynamicSharedMemorySize, Shape::kSharedBytes);
     int blocks = 0;
-    if (code == cudaSuccess) {
-      code = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, MatVecKernel<T, kTokens>,
-                                                           kMatVecWarps * 32, Shape::kSharedBytes);
-    }
+    cudaError_t code = cudaOccupancyMaxActiveBlocksPerMultiprocessor(
+        &blocks, MatVecKernel<T, kTokens>, kMatVecWarps * 32, 0);
     return code == cudaSuccess ? blocks * SmCount() : -static_cast<int>(code);
   }();
   if (kResident <= 0) return kResident < 0 ? -kResident : static_cast<int>(cudaErrorInvalidValue);
-  int rows_per_block = kMatVecWarps * 32 / launch.lanes;
+  int rows_per_block = kMatVecWarps * 32 / launch.lanes * kMatVecRows<T, kTokens>;
   dim3 grid(1, launch.args.experts ? launch.args.tokens : 1);
   grid.x = std::min(CeilDiv(launch.total_rows, rows_per_block),
                     std::max(1, CeilDiv(kResident, static_cast<int>(grid.y))));
-  MatVecKernel<T, kTokens><<<grid, kMatVecWarps * 32, Shape::kSharedBytes, stream>>>(launch);
+  MatVecKernel<T, kTokens><<<grid, kMatVecWarps * 32, 0, stream>>>(launch);
   return LastLaunch();
 }
 
@@ -333,7 +323,6 @@ int MatVec(const MatVecArgs& args, Stream stream) {
   launch.subs = args.n / 32;
   launch.lanes = 32;
   while (launch.lanes > 4 && launch.lanes > launch.subs) launch.lanes /= 2;
-  launch.steps = CeilDiv(launch.subs, launch.lanes);
   launch.total_rows = 0;
   for (int p = 0; p < args.num_parts; ++p) launch.total_rows += args.parts[p].rows;
   launch.row_bytes = args.n / T::kWeights * T::kBytes;
@@ -346,27 +335,29 @@ int MatVec(const MatVecArgs& args, Stream stream) {
 }
 
 template <class T, bool kBf16>
-int LaunchDecode(const void* w, size_t count, const int32_t* row_ids, int n, void* values, Stream stream) {
+int LaunchDecode(const void* w, size_t count, const int32_t* row_ids, int n, void* values,
+                 Stream stream) {
   if (count % T::kWeights != 0 || (row_ids != nullptr && (n <= 0 || n % T::kWeights != 0))) {
     return static_cast<int>(cudaErrorInvalidValue);
   }
   if (count == 0) return 0;
   size_t pieces = count / 32;
   int blocks = static_cast<int>(std::min<size_t>((pieces + 127) / 128, size_t(SmCount()) * 16));
-  DecodeKernel<T, kBf16><<<blocks, 128, 0, stream>>>(static_cast<const uint8_t*>(w), pieces, row_ids,
-                                                     row_ids != nullptr ? n / 32 : 1, values);
+  DecodeKernel<T, kBf16><<<blocks, 128, 0, stream>>>(
+      static_cast<const uint8_t*>(w), pieces, row_ids, row_ids != nullptr ? n / 32 : 1, values);
   return LastLaunch();
 }
 
 template <class T>
 constexpr WeightKernels MakeWeightKernels() {
-  return {T::kType, false, &MatVec<T>,
-          [](const void* w, size_t count, const int32_t* row_ids, int n, float* values, Stream stream) {
-            return LaunchDecode<T, false>(w, count, row_ids, n, values, stream);
-          },
-          [](const void* w, size_t count, uint16_t* values, Stream stream) {
-            return LaunchDecode<T, true>(w, count, nullptr, 0, values, stream);
-          }};
+  return {
+      T::kType, false, &MatVec<T>,
+      [](const void* w, size_t count, const int32_t* row_ids, int n, float* values, Stream stream) {
+        return LaunchDecode<T, false>(w, count, row_ids, n, values, stream);
+      },
+      [](const void* w, size_t count, uint16_t* values, Stream stream) {
+        return LaunchDecode<T, true>(w, count, nullptr, 0, values, stream);
+      }};
 }
 
 }  // namespace packtrain::cuda

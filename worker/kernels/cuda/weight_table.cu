@@ -43,34 +43,12 @@ int UploadIQ3_S();
 
 const WeightKernels* FindWeightKernels(TensorType type) {
   static const WeightKernels* const kAll[] = {
-      &kF32Kernels,
-      &kF16Kernels,
-      &kBF16Kernels,
-      &kQ4_0Kernels,
-      &kQ4_1Kernels,
-      &kQ5_0Kernels,
-      &kQ5_1Kernels,
-      &kQ8_0Kernels,
-      &kQ2_KKernels,
-      &kQ3_KKernels,
-      &kQ4_KKernels,
-      &kQ5_KKernels,
-      &kQ6_KKernels,
-      &kIQ1_SKernels,
-      &kIQ1_MKernels,
-      &kIQ2_XXSKernels,
-      &kIQ2_XSKernels,
-      &kIQ2_SKernels,
-      &kIQ3_XXSKernels,
-      &kIQ3_SKernels,
-      &kIQ4_NLKernels,
-      &kIQ4_XSKernels,
-      &kTQ1_0Kernels,
-      &kTQ2_0Kernels,
-      &kMXFP4Kernels,
-      &kNVFP4Kernels,
-      &kQ1_0Kernels,
-      &kQ2_0Kernels,
+      &kF32Kernels,     &kF16Kernels,    &kBF16Kernels,  &kQ4_0Kernels,    &kQ4_1Kernels,
+      &kQ5_0Kernels,    &kQ5_1Kernels,   &kQ8_0Kernels,  &kQ2_KKernels,    &kQ3_KKernels,
+      &kQ4_KKernels,    &kQ5_KKernels,   &kQ6_KKernels,  &kIQ1_SKernels,   &kIQ1_MKernels,
+      &kIQ2_XXSKernels, &kIQ2_XSKernels, &kIQ2_SKernels, &kIQ3_XXSKernels, &kIQ3_SKernels,
+      &kIQ4_NLKernels,  &kIQ4_XSKernels, &kTQ1_0Kernels, &kTQ2_0Kernels,   &kMXFP4Kernels,
+      &kNVFP4Kernels,   &kQ1_0Kernels,   &kQ2_0Kernels,
   };
   for (const WeightKernels* kernels : kAll) {
     if (kernels->type == type) return kernels;
@@ -79,7 +57,8 @@ const WeightKernels* FindWeightKernels(TensorType type) {
 }
 
 int PrepareDevice() {
-  int (*const kUploads[])() = {&UploadIQ1_S, &UploadIQ1_M, &UploadIQ2_XXS, &UploadIQ2_XS, &UploadIQ2_S, &UploadIQ3_XXS, &UploadIQ3_S};
+  int (*const kUploads[])() = {&UploadIQ1_S, &UploadIQ1_M,   &UploadIQ2_XXS, &UploadIQ2_XS,
+                               &UploadIQ2_S, &UploadIQ3_XXS, &UploadIQ3_S};
   for (auto upload : kUploads) {
     if (int code = upload(); code != 0) return code;
   }
