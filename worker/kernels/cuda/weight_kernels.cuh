@@ -1,0 +1,363 @@
+#pragma once
+
+// The kernels of a weight type, made from one description of its blocks:
+//
+//   struct Type {
+//     static constexpr TensorType kType;
+//     static constexpr int kWeights, kBytes;   // of a block; kWeights % 32 == 0
+//     static constexpr bool kHalves;           // scale and minimum differ per 16 weights
+//     static constexpr bool kMin;              // there is a minimum
+//     static constexpr int kRowsAtOnce;        // of a product with few tokens: 2 if registers last
+//     static constexpr int kTableWords;        // codebook in shared memory, 0: none
+//     static const uint32_t* Table();          // device: the codebook in global memory
+//     // Weights 32 * sub .. + 31 of the block at b in global memory (any alignment).
+//     static void Unpack(const uint8_t* b, int sub, const uint32_t* table, Piece* p);
+//   };
+//
+// A weight is scale * q + min, with the rounding of the format's definition.
+
+#include "worker/kernels/cuda/device.cuh"
+
+namespace packtrain::cuda {
+
+struct Piece {
+  int q[8];  // 32 int8, four neighbours a word
+  float scale[2] = {0, 0};
+  float min[2] = {0, 0};
+};
+
+// N little-endian words at p, any alignment; reads up to 7 bytes past them.
+template <int N>
+__device__ inline void LoadWords(const uint8_t* p, uint32_t* w) {
+  auto address = reinterpret_cast<uintptr_t>(p);
+  auto base = reinterpret_cast<const uint32_t*>(address & ~uintptr_t{3});
+  int shift = static_cast<int>(address & 3) * 8;
+  uint32_t low = __ldg(base);
+#pragma unroll
+  for (int i = 0; i < N; ++i) {
+    uint32_t high = __ldg(base + i + 1);
+    w[i] = __funnelshift_r(low, high, shift);
+    low = high;
+  }
+}
+
+// The same where the address is a multiple of 4.
+template <int N>
+__device__ inline void LoadAligned(const uint8_t* p, uint32_t* w) {
+#pragma unroll
+  for (int i = 0; i < N; ++i) w[i] = __ldg(reinterpret_cast<const uint32_t*>(p) + i);
+}
+
+// The same where the address is a multiple of 16 and N of 4.
+template <int N>
+__device__ inline void LoadVectors(const uint8_t* p, uint32_t* w) {
+#pragma unroll
+  for (int i = 0; i < N / 4; ++i) {
+    uint4 v = __ldg(reinterpret_cast<const uint4*>(p) + i);
+    w[4 * i] = v.x, w[4 * i + 1] = v.y, w[4 * i + 2] = v.z, w[4 * i + 3] = v.w;
+  }
+}
+
+// p is even.
+__device__ inline uint32_t LoadU16(const uint8_t* p) {
+  return __ldg(reinterpret_cast<const uint16_t*>(p));
+}
+__device__ inline uint32_t LoadU8(const uint8_t* p) { return __ldg(p); }
+__device__ inline float HalfBits(uint32_t bits) {
+  return __half2float(__ushort_as_half(static_cast<unsigned short>(bits)));
+}
+__device__ inline float LoadHalf(const uint8_t* p) { return HalfBits(LoadU16(p)); }
+
+// Bits 0..3 of x to bit 0 of bytes 0..3.
+__device__ inline uint32_t BitsToBytes(uint32_t x) { return (x & 15) * 0x00204081 & 0x01010101; }
+
+// Bits 0..7 of x to bit 0 of nibbles 0..7.
+__device__ inline uint32_t BitsToNibbles(uint32_t x) {
+  x = (x * 0x1001) & 0x000F000F;
+  x = (x * 0x41) & 0x03030303;
+  return (x * 9) & 0x11111111;
+}
+
+// The same for 7 bits, with an eighth that makes the number of set bits even.
+__device__ inline uint32_t EvenSignsToNibbles(uint32_t x) {
+  x = BitsToNibbles(x);
+  return x | ((x * 0x11111111) & 0x10000000);
+}
+
+__device__ inline uint32_t Permute(uint32_t a, uint32_t b, uint32_t selector) {
+  uint32_t r;
+  asm("prmt.b32 %0, %1, %2, %3;" : "=r"(r) : "r"(a), "r"(b), "r"(selector));
+  return r;
+}
+
+// 16 signed bytes looked up by nibble: low[i] by the low nibble of byte i of w, high[i] by the
+// high.
+struct ByteTable16 {
+  uint32_t w[4];
+};
+__device__ inline void Lookup16(ByteTable16 t, uint32_t w, int* low, int* high) {
+  uint32_t index = w & 0x77777777, choose = ((w >> 1) & 0x44444444) | 0x32103210;
+  uint32_t a = Permute(Permute(t.w[0], t.w[1], index), Permute(t.w[2], t.w[3], index), choose);
+  index >>= 16, choose >>= 16;
+  uint32_t b = Permute(Permute(t.w[0], t.w[1], index), Permute(t.w[2], t.w[3], index), choose);
+  *low = static_cast<int>(Permute(a, b, 0x6420));
+  *high = static_cast<int>(Permute(a, b, 0x7531));
+}
+
+// ---------------------------------------------------------------------------------------------
+// Decode: one thread per 32 weights.
+
+template <class T>
+__device__ inline float Value(const Piece& p, int i) {
+  int half = T::kHalves ? i / 16 : 0;
+  auto q = static_cast<float>(static_cast<int8_t>(p.q[i / 4] >> (i % 4 * 8)));
+  float v = __fmul_rn(p.scale[half], q);
+  return T::kMin ? __fadd_rn(v, p.min[half]) : v;
+}
+
+template <class T, bool kBf16>
+__global__ void __launch_bounds__(128)
+    DecodeKernel(const uint8_t* w, size_t pieces, const int32_t* row_ids, int pieces_per_row,
+                 void* values) {
+  __shared__ uint32_t table[T::kTableWords + 1];
+  for (int i = threadIdx.x; i < T::kTableWords; i += blockDim.x) table[i] = T::Table()[i];
+  __syncthreads();
+  constexpr int kSubs = T::kWeights / 32;
+  for (size_t i = blockIdx.x * size_t{128} + threadIdx.x; i < pieces;
+       i += gridDim.x * size_t{128}) {
+    size_t from = i;
+    if (row_ids != nullptr)
+      from = size_t(row_ids[i / pieces_per_row]) * pieces_per_row + i % pieces_per_row;
+    Piece p;
+    T::Unpack(w + from / kSubs * T::kBytes, static_cast<int>(from % kSubs), table, &p);
+    if constexpr (kBf16) {
+      uint4* out = reinterpret_cast<uint4*>(static_cast<uint16_t*>(values) + i * 32);
+#pragma unroll
+      for (int c = 0; c < 4; ++c) {
+        uint32_t v[4];
+#pragma unroll
+        for (int k = 0; k < 4; ++k) {
+          __nv_bfloat162 pair =
+              __floats2bfloat162_rn(Value<T>(p, 8 * c + 2 * k), Value<T>(p, 8 * c + 2 * k + 1));
+          v[k] = *reinterpret_cast<uint32_t*>(&pair);
+        }
+        out[c] = make_uint4(v[0], v[1], v[2], v[3]);
+      }
+    } else {
+      float4* out = reinterpret_cast<float4*>(static_cast<float*>(values) + i * 32);
+#pragma unroll
+      for (int c = 0; c < 8; ++c) {
+        out[c] = make_float4(Value<T>(p, 4 * c), Value<T>(p, 4 * c + 1), Value<T>(p, 4 * c + 2),
+                             Value<T>(p, 4 * c + 3));
+      }
+    }
+  }
+}
+
+// ---------------------------------------------------------------------------------------------
+// MatVec: a group of L lanes (a power of two up to 32) walks a row, each lane 32 weights at a time;
+// lanes then add up in a tree. L depends on n alone.
+//
+// Launch: 256 threads, pairs in y, as many blocks in x as the device holds (fewer for few rows).
+
+inline constexpr int kMatVecWarps = 8;
+
+// Rows that a group works on at once: activations are then loaded once for both, while registers
+// last.
+template <class T, int kTokens>
+inline constexpr int kMatVecRows = kTokens > 2 ? 1 : T::kRowsAtOnce;
+
+struct MatVecLaunch {
+  MatVecArgs args;
+  int lanes;       // per row
+  int subs;        // pieces of 32 weights per row
+  int total_rows;  // of all parts
+  int row_bytes;
+  int x_stride;  // bytes
+};
+
+// acc[row][t] += the products of kRows pieces at place `sub` of their rows with token t. The
+// activations are loaded once for all rows.
+template <class T, int kTokens>
+__device__ inline void MultiplyPieces(const Piece* pieces, const uint8_t* x, int sub,
+                                      const MatVecLaunch& launch, float (*acc)[kTokens]) {
+#pragma unroll
+  for (int t = 0; t < kTokens; ++t) {
+    if (kTokens > 1 && t >= launch.args.tokens) break;
+    const uint8_t* xt = x + static_cast<size_t>(t) * launch.x_stride;
+    int n = launch.args.n;
+    int4 lo = __ldg(reinterpret_cast<const int4*>(xt) + sub),
+         hi = __ldg(reinterpret_cast<const int4*>(xt + n / 2) + sub);
+    float2 ds = __ldg(reinterpret_cast<const float2*>(xt + n) + sub);
+#pragma unroll
+    for (int r = 0; r < kMatVecRows<T, kTokens>; ++r) {
+      const Piece& p = pieces[r];
+      int dot0 = __dp4a(p.q[0], lo.x, 0), dot1 = __dp4a(p.q[4], hi.x, 0);
+      dot0 = __dp4a(p.q[1], lo.y, dot0), dot1 = __dp4a(p.q[5], hi.y, dot1);
+      dot0 = __dp4a(p.q[2], lo.z, dot0), dot1 = __dp4a(p.q[6], hi.z, dot1);
+      dot0 = __dp4a(p.q[3], lo.w, dot0), dot1 = __dp4a(p.q[7], hi.w, dot1);
+      float sum;
+      if constexpr (T::kHalves) {
+        sum = fmaf(p.scale[1], static_cast<float>(dot1), p.scale[0] * static_cast<float>(dot0));
+      } else {
+        sum = p.scale[0] * static_cast<float>(dot0 + dot1);
+      }
+      if constexpr (T::kMin && T::kHalves) {
+        constexpr int kOnes = 0x01010101;
+        int sum0 =
+            __dp4a(kOnes, lo.x, __dp4a(kOnes, lo.y, __dp4a(kOnes, lo.z, __dp4a(kOnes, lo.w, 0))));
+        int sum1 =
+            __dp4a(kOnes, hi.x, __dp4a(kOnes, hi.y, __dp4a(kOnes, hi.z, __dp4a(kOnes, hi.w, 0))));
+        sum = fmaf(p.min[0], static_cast<float>(sum0), sum);
+        sum = fmaf(p.min[1], static_cast<float>(sum1), sum);
+      }
+      acc[r][t] = fmaf(ds.x, sum, acc[r][t]);
+      if constexpr (T::kMin && !T::kHalves) acc[r][t] = fmaf(ds.y, p.min[0], acc[r][t]);
+    }
+  }
+}
+
+template <class T, int kTokens>
+__global__ void __launch_bounds__(kMatVecWarps * 32)
+    MatVecKernel(const __grid_constant__ MatVecLaunch launch) {
+  constexpr int kSubs = T::kWeights / 32, kRows = kMatVecRows<T, kTokens>;
+  __shared__ uint32_t table[T::kTableWords + 1];
+  const MatVecArgs& args = launch.args;
+
+  int64_t expert = 0, y_row = 0;
+  const uint8_t* x = static_cast<const uint8_t*>(args.x);
+  if (args.experts) {
+    int pair = blockIdx.y;
+    expert = args.ids != nullptr ? args.ids[pair] : pair % args.num_experts;
+    if (expert >= 0 && args.slot != nullptr) expert = args.slot[expert];
+    if (expert < 0) return;
+    x += static_cast<size_t>(pair / args.pairs_per_row) * launch.x_stride;
+    y_row = pair;
+  }
+  if constexpr (T::kTableWords > 0) {
+    for (int i = threadIdx.x; i < T::kTableWords; i += kMatVecWarps * 32) table[i] = T::Table()[i];
+    __syncthreads();
+  }
+
+  int lanes = launch.lanes, groups = 32 / lanes;
+  int lane = threadIdx.x % 32, group = lane / lanes, g = lane % lanes;
+  int full_steps = launch.subs / lanes;
+  int step_bytes = lanes / kSubs * T::kBytes;
+  int rows_per_warp = groups * kRows;
+  int first = (blockIdx.x * kMatVecWarps + threadIdx.x / 32) * rows_per_warp;
+  for (int base = first; base < launch.total_rows;
+       base += gridDim.x * kMatVecWarps * rows_per_warp) {
+    float acc[kRows][kTokens];
+    const uint8_t* w[kRows];
+    float* y[kRows];
+    int y_stride[kRows];
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+#pragma unroll
+      for (int t = 0; t < kTokens; ++t) acc[r][t] = 0;
+      // Past the last row its bytes are read once more and the result dropped.
+      int row = base + group * kRows + r, part = 0;
+      bool valid = row < launch.total_rows;
+      if (!valid) row = launch.total_rows - 1;
+      while (row >= args.parts[part].rows) row -= args.parts[part++].rows;
+      w[r] = static_cast<const uint8_t*>(args.parts[part].w) +
+             expert * args.parts[part].expert_stride + static_cast<size_t>(row) * launch.row_bytes +
+             g / kSubs * T::kBytes;
+      y_stride[r] = args.parts[part].rows;
+      y[r] = valid ? args.parts[part].y + y_row * y_stride[r] + row : nullptr;
+    }
+#pragma unroll kTokens == 1 ? 2 : 1
+    for (int step = 0; step < full_steps; ++step) {
+      Piece pieces[kRows];
+#pragma unroll
+      for (int r = 0; r < kRows; ++r) {
+        T::Unpack(w[r], g % kSubs, table, &pieces[r]);
+        w[r] += step_bytes;
+      }
+      MultiplyPieces<T, kTokens>(pieces, x, step * lanes + g, launch, acc);
+    }
+    if (int sub = full_steps * lanes + g; sub < launch.subs) {
+      Piece pieces[kRows];
+#pragma unroll
+      for (int r = 0; r < kRows; ++r) T::Unpack(w[r], g % kSubs, table, &pieces[r]);
+      MultiplyPieces<T, kTokens>(pieces, x, sub, launch, acc);
+    }
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+#pragma unroll
+      for (int t = 0; t < kTokens; ++t) {
+        for (int o = lanes / 2; o > 0; o >>= 1) acc[r][t] += __shfl_xor_sync(~0u, acc[r][t], o);
+        if (g == 0 && y[r] != nullptr && (kTokens == 1 || t < args.tokens))
+          y[r][t * y_stride[r]] = acc[r][t];
+      }
+    }
+  }
+}
+
+template <class T, int kTokens>
+int LaunchMatVec(const MatVecLaunch& launch, Stream stream) {
+  // Blocks that the device holds at once; negative: an error code.
+  static const int kResident = [] {
+    int blocks = 0;
+    cudaError_t code = cudaOccupancyMaxActiveBlocksPerMultiprocessor(
+        &blocks, MatVecKernel<T, kTokens>, kMatVecWarps * 32, 0);
+    return code == cudaSuccess ? blocks * SmCount() : -static_cast<int>(code);
+  }();
+  if (kResident <= 0) return kResident < 0 ? -kResident : static_cast<int>(cudaErrorInvalidValue);
+  int rows_per_block = kMatVecWarps * 32 / launch.lanes * kMatVecRows<T, kTokens>;
+  dim3 grid(1, launch.args.experts ? launch.args.tokens : 1);
+  grid.x = std::min(CeilDiv(launch.total_rows, rows_per_block),
+                    std::max(1, CeilDiv(kResident, static_cast<int>(grid.y))));
+  MatVecKernel<T, kTokens><<<grid, kMatVecWarps * 32, 0, stream>>>(launch);
+  return LastLaunch();
+}
+
+template <class T>
+int MatVec(const MatVecArgs& args, Stream stream) {
+  if (args.n <= 0 || args.n % T::kWeights != 0 || args.num_parts < 1 || args.num_parts > 3 ||
+      args.tokens < 0 || (!args.experts && args.tokens > 8)) {
+    return static_cast<int>(cudaErrorInvalidValue);
+  }
+  MatVecLaunch launch;
+  launch.args = args;
+  launch.subs = args.n / 32;
+  launch.lanes = 32;
+  while (launch.lanes > 4 && launch.lanes > launch.subs) launch.lanes /= 2;
+  launch.total_rows = 0;
+  for (int p = 0; p < args.num_parts; ++p) launch.total_rows += args.parts[p].rows;
+  launch.row_bytes = args.n / T::kWeights * T::kBytes;
+  launch.x_stride = static_cast<int>(Q8RowBytes(args.n));
+  if (args.tokens == 0 || launch.total_rows == 0) return 0;
+  if (args.experts || args.tokens == 1) return LaunchMatVec<T, 1>(launch, stream);
+  if (args.tokens == 2) return LaunchMatVec<T, 2>(launch, stream);
+  if (args.tokens <= 4) return LaunchMatVec<T, 4>(launch, stream);
+  return LaunchMatVec<T, 8>(launch, stream);
+}
+
+template <class T, bool kBf16>
+int LaunchDecode(const void* w, size_t count, const int32_t* row_ids, int n, void* values,
+                 Stream stream) {
+  if (count % T::kWeights != 0 || (row_ids != nullptr && (n <= 0 || n % T::kWeights != 0))) {
+    return static_cast<int>(cudaErrorInvalidValue);
+  }
+  if (count == 0) return 0;
+  size_t pieces = count / 32;
+  int blocks = static_cast<int>(std::min<size_t>((pieces + 127) / 128, size_t(SmCount()) * 16));
+  DecodeKernel<T, kBf16><<<blocks, 128, 0, stream>>>(
+      static_cast<const uint8_t*>(w), pieces, row_ids, row_ids != nullptr ? n / 32 : 1, values);
+  return LastLaunch();
+}
+
+template <class T>
+constexpr WeightKernels MakeWeightKernels() {
+  return {
+      T::kType, false, &MatVec<T>,
+      [](const void* w, size_t count, const int32_t* row_ids, int n, float* values, Stream stream) {
+        return LaunchDecode<T, false>(w, count, row_ids, n, values, stream);
+      },
+      [](const void* w, size_t count, uint16_t* values, Stream stream) {
+        return LaunchDecode<T, true>(w, count, nullptr, 0, values, stream);
+      }};
+}
+
+}  // namespace packtrain::cuda
