@@ -77,7 +77,8 @@ uint64_t Gib(const YAML::Node& map, const char* key, double most) {
 }
 
 GpuFacts ParseGpu(const YAML::Node& node, int index) {
-  RequireMap(node, "gpus", {"name", "memory_gib", "read_gbps", "tflops", "link_gbps", "link_lanes"});
+  RequireMap(node, "gpus",
+             {"name", "memory_gib", "read_gbps", "tflops", "link_gbps", "link_lanes"});
   GpuFacts gpu;
   gpu.index = index;
   gpu.name = Text(node, "name", true);
@@ -92,8 +93,8 @@ GpuFacts ParseGpu(const YAML::Node& node, int index) {
 }
 
 HostFacts ParseHost(const YAML::Node& node) {
-  RequireMap(node, "hosts", {"name", "cpu", "cores", "memory_gib", "dram_read_gbps",
-                             "experts_read_gbps", "gpus"});
+  RequireMap(node, "hosts",
+             {"name", "cpu", "cores", "memory_gib", "dram_read_gbps", "experts_read_gbps", "gpus"});
   HostFacts host;
   host.name = Text(node, "name", true);
   host.cpu.model = Text(node, "cpu", false);
@@ -190,8 +191,7 @@ absl::StatusOr<Rig> ParseRig(const std::string& text, const std::string& file_na
   } catch (const Wrong& e) {
     return absl::InvalidArgumentError(absl::StrCat(file_name, ":", e.line, ": ", e.message));
   } catch (const YAML::Exception& e) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(file_name, ":", e.mark.line + 1, ": ", e.msg));
+    return absl::InvalidArgumentError(absl::StrCat(file_name, ":", e.mark.line + 1, ": ", e.msg));
   }
 }
 

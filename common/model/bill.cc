@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "common/base/check.h"
+#include "common/base/status_macros.h"
 #include "common/model/step.h"
 #include "common/weights/gguf.h"
 
@@ -32,9 +33,9 @@ uint64_t ScratchValues(const ModelConfig& c) {
     uint64_t attention = 0;
     switch (layer.attention) {
       case AttentionKind::kMla:
-        attention = U(c.mla.q_lora_rank) +
-                    U(c.num_heads) * U(2 * c.mla.nope_dim + 2 * c.rope.dims +
-                                       2 * c.mla.kv_lora_rank + c.mla.value_dim);
+        attention =
+            U(c.mla.q_lora_rank) + U(c.num_heads) * U(2 * c.mla.nope_dim + 2 * c.rope.dims +
+                                                      2 * c.mla.kv_lora_rank + c.mla.value_dim);
         if (layer.indexer != IndexerKind::kNone) {
           attention += U(c.indexer.num_heads) * U(c.indexer.head_dim + 1);
         }
@@ -147,6 +148,13 @@ ModelWeights WeighModel(const ModelConfig& config, const ModelTensors& tensors) 
   return weights;
 }
 
+absl::StatusOr<ModelFacts> ReadModelFacts(const GgufFile& file) {
+  ASSIGN_OR_RETURN(ModelConfig config, ReadModelConfig(file));
+  ASSIGN_OR_RETURN(const ModelTensors tensors, ModelTensors::Resolve(config, file));
+  ModelWeights weights = WeighModel(config, tensors);
+  return ModelFacts{std::move(config), std::move(weights)};
+}
+
 MemoryBill LayerBill(const ModelFacts& model, const DeploymentShape& shape, DeviceKind device,
                      int layer) {
   CHECK(layer >= 0 && U(layer) < model.weights.layers.size());
@@ -177,8 +185,8 @@ MemoryBill StageBaseBill(const ModelFacts& model, const DeploymentShape& shape,
   if (duties.has_head) bill[BillItem::kHead] = model.weights.head;
   if (duties.embeds && !cuda) bill[BillItem::kEmbedding] = model.weights.embedding;
   bill[BillItem::kBuffers] = BufferBytes(c, shape, duties.has_head);
-  bill[BillItem::kTransport] =
-      (duties.receives ? 2 : 0) * BundleBytes(c, shape) + (duties.sends ? 2 : 0) * BundleBytes(c, shape);
+  bill[BillItem::kTransport] = (duties.receives ? 2 : 0) * BundleBytes(c, shape) +
+                               (duties.sends ? 2 : 0) * BundleBytes(c, shape);
   if (duties.streams_experts && cuda) bill[BillItem::kStreaming] = kStreamingBytes;
   if (duties.asks_experts) {
     bill[BillItem::kTransport] += U(shape.max_tokens) * U(2 * c.hidden_dim + 2 * c.moe.top_k) * 4;
@@ -215,8 +223,8 @@ MemoryBill StageBill(const ModelFacts& model, const DeploymentShape& shape,
 MemoryBill ExpertsBaseBill(const ModelFacts& model, const DeploymentShape& shape) {
   const ModelConfig& c = model.config;
   MemoryBill bill;
-  bill[BillItem::kBuffers] = U(shape.max_tokens) * U(c.moe.top_k) *
-                             U(2 * c.moe.expert_dim + c.hidden_dim) * 4;
+  bill[BillItem::kBuffers] =
+      U(shape.max_tokens) * U(c.moe.top_k) * U(2 * c.moe.expert_dim + c.hidden_dim) * 4;
   bill[BillItem::kTransport] = U(shape.max_tokens) * U(2 * c.hidden_dim + 2 * c.moe.top_k) * 4;
   bill[BillItem::kRuntime] = kProcessRuntime;
   return bill;

@@ -8,6 +8,7 @@
 #include <string_view>
 #include <vector>
 
+#include "absl/status/statusor.h"
 #include "common/model/config.h"
 #include "common/model/kv_layout.h"
 #include "common/model/tensors.h"
@@ -52,14 +53,15 @@ struct LayerWeights {
   uint64_t feed_forward = 0;
   uint64_t shared_expert = 0;  // part of feed_forward that can run while experts are computed
   uint64_t experts = 0;        // all routed experts
-  uint64_t parameters = 0;         // numbers of weights, without and of routed experts
+  uint64_t parameters = 0;     // numbers of weights, without and of routed experts
   uint64_t expert_parameters = 0;
 };
 
 struct ModelWeights {
   std::vector<LayerWeights> layers;  // of the trunk, then MTP layers if the file has them
   uint64_t embedding = 0;
-  uint64_t head = 0;  // with the output norm; a tied embedding counts again, another device reads it
+  uint64_t head =
+      0;  // with the output norm; a tied embedding counts again, another device reads it
 
   uint64_t total() const;
 };
@@ -72,6 +74,9 @@ struct ModelFacts {
   ModelConfig config;
   ModelWeights weights;
 };
+
+// Reads headers only. Errors: those of ReadModelConfig and ModelTensors::Resolve.
+absl::StatusOr<ModelFacts> ReadModelFacts(const GgufFile& file);
 
 // Duties that all stages of a deployment share.
 struct DeploymentShape {

@@ -46,7 +46,8 @@ int Largest(int low, int high, const Fits& fits) {
 }
 
 std::string Reason(const Problem& p) {
-  if (const std::optional<SearchResult> least = FindLeastRam(p)) {
+  const std::optional<SearchResult> least = DivisionSearch(p).FindLeastRam();
+  if (least) {
     for (size_t h = 0; h < p.hosts.size(); ++h) {
       if (least->host[h] > p.hosts[h].capacity) {
         return absl::StrFormat("%s needs %.1f GiB of RAM at least, %.1f GiB can be used",
@@ -69,10 +70,9 @@ std::string Reason(const Problem& p) {
   need = p.fixed_bytes[kind].Of(0, p.num_layers) + static_cast<double>(p.model->weights.head);
   const bool all_experts = p.experts.empty();
   if (all_experts) need += p.expert_bytes[0].Of(0, p.num_layers);
-  const std::string what =
-      absl::StrFormat("its layers%s with a KV cache of %d positions in %s and the head take %.1f GiB",
-                      all_experts ? "" : " without routed experts", p.context,
-                      KvName(p.shape.kv_cache), Gib(need));
+  const std::string what = absl::StrFormat(
+      "its layers%s with a KV cache of %d positions in %s and the head take %.1f GiB",
+      all_experts ? "" : " without routed experts", p.context, KvName(p.shape.kv_cache), Gib(need));
   const int stages = static_cast<int>(p.stages.size());
   if (need > have) {
     return absl::StrFormat("%s, the %d stage device%s %.1f GiB", what, stages,
@@ -126,7 +126,8 @@ class Remedies {
       if (!FitsWith(wish)) continue;
       Remedy remedy;
       remedy.kv_cache = type;
-      remedy.text = absl::StrFormat("kv_cache %s instead of %s", KvName(type), KvName(wish_.kv_cache));
+      remedy.text =
+          absl::StrFormat("kv_cache %s instead of %s", KvName(type), KvName(wish_.kv_cache));
       found_.push_back(std::move(remedy));
       return;
     }

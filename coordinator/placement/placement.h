@@ -18,8 +18,8 @@ struct ExpertsPart {
 
 struct StagePlacement {
   DeviceName device;
-  LayerRange layers;                       // the MTP layer, if it runs, is the last of the last stage
-  LayerRange resident_experts;             // routed experts on the stage's own device
+  LayerRange layers;            // the MTP layer, if it runs, is the last of the last stage
+  LayerRange resident_experts;  // routed experts on the stage's own device
   std::vector<ExpertsPart> remote_experts;  // and those of its other MoE layers
   int threads = 0;
   std::string transport;  // to the next stage, as expected before it is measured; empty: the last
@@ -43,7 +43,7 @@ struct SpeedTerm {
 struct SpeedPrediction {
   double decode_ms = 0;  // one step of one stream
   double decode_tokens_per_s = 0;
-  int decode_depth = 0;  // positions already in the cache
+  int decode_depth = 0;                 // positions already in the cache
   std::vector<SpeedTerm> decode_terms;  // add up to decode_ms
   std::string decode_bound;             // the resource of the largest term
   double prefill_tokens_per_s = 0;      // of prompts of many ubatches

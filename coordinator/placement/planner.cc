@@ -39,7 +39,8 @@ class Planner {
  private:
   absl::Status Check() const {
     if (rig_.hosts.empty()) return absl::InvalidArgumentError("the rig has no hosts");
-    if (request_.deployments.empty()) return absl::InvalidArgumentError("there is no model to plan");
+    if (request_.deployments.empty())
+      return absl::InvalidArgumentError("there is no model to plan");
     std::set<std::string> names;
     for (const DeploymentWish& wish : request_.deployments) {
       if (!names.insert(wish.name).second) {
@@ -90,7 +91,7 @@ class Planner {
     std::optional<Solution> solution;
     std::vector<std::string> notes;
     if (wish.sidecar && wish.workers.empty()) {
-      ASSIGN_OR_RETURN(solution, OnOneCard(wish));
+      ASSIGN_OR_RETURN(solution, OnOneCard(wish, &notes));
     }
     if (!solution) {
       ASSIGN_OR_RETURN(solution, Solve(rig_, wish, taken_));
@@ -122,9 +123,10 @@ class Planner {
     return rig;
   }
 
-  // A sidecar belongs on one card and all of it there: the one with the slowest link, which is the
-  // least loss to a model that needs several; then the smallest; then the last.
-  absl::StatusOr<std::optional<Solution>> OnOneCard(const DeploymentWish& wish) const {
+  // A sidecar belongs on one card, if possible all of it: the one with the slowest link, which is
+  // the least loss to a model that needs several; then the smallest; then the last.
+  absl::StatusOr<std::optional<Solution>> OnOneCard(const DeploymentWish& wish,
+                                                    std::vector<std::string>* notes) const {
     struct Card {
       DeviceName name;
       bool narrow;
@@ -140,15 +142,29 @@ class Planner {
       if (a.narrow != b.narrow) return a.narrow;
       return a.memory != b.memory ? a.memory < b.memory : a.index > b.index;
     });
-    for (const Card& card : cards) {
-      DeploymentWish pinned = wish;
-      pinned.workers.resize(1);
-      pinned.workers[0].device = card.name;
-      pinned.workers[0].resident_experts = LayerRange{0, wish.model->config.num_layers};
-      if (!Fits(rig_, pinned, taken_)) continue;
-      ASSIGN_OR_RETURN(std::optional<Solution> solution, Solve(rig_, pinned, taken_));
-      if (solution) solution->problem.wish = &wish;
-      return solution;
+    // Where no card holds all of it, its experts may be in RAM.
+    for (const bool all_resident : {true, false}) {
+      for (const Card& card : cards) {
+        DeploymentWish pinned = wish;
+        pinned.workers.resize(1);
+        pinned.workers[0].device = card.name;
+        if (all_resident) {
+          pinned.workers[0].resident_experts = LayerRange{0, wish.model->config.num_layers};
+        }
+        if (!Fits(rig_, pinned, taken_)) {
+          if (!all_resident || &card != &cards.front()) continue;
+          for (const Remedy& remedy : Diagnose(rig_, pinned, taken_).remedies) {
+            if (remedy.without_pins || remedy.more_ram) continue;
+            notes->push_back(
+                absl::StrCat(card.name.text(), " would hold all of it with ", remedy.text));
+          }
+          continue;
+        }
+        ASSIGN_OR_RETURN(std::optional<Solution> solution, Solve(rig_, pinned, taken_));
+        if (all_resident) notes->clear();
+        if (solution) solution->problem.wish = &wish;
+        return solution;
+      }
     }
     return std::nullopt;
   }
@@ -180,11 +196,10 @@ class Planner {
     placed.num_layers = p.num_layers;
     std::vector<int> worker_of(p.experts.size(), -1);
     for (size_t e = 0; e < p.experts.size(); ++e) {
-      const bool used = std::any_of(
-          solution.stages.begin(), solution.stages.end(), [&](const StageChoice& c) {
-            return std::any_of(c.parts.begin(), c.parts.end(), [&](const ExpertsPart& part) {
-              return S(part.worker) == e;
-            });
+      const bool used =
+          std::any_of(solution.stages.begin(), solution.stages.end(), [&](const StageChoice& c) {
+            return std::any_of(c.parts.begin(), c.parts.end(),
+                               [&](const ExpertsPart& part) { return S(part.worker) == e; });
           });
       if (!used) continue;
       worker_of[e] = static_cast<int>(placed.experts.size());
@@ -209,9 +224,9 @@ class Planner {
         }
       }
       if (i + 1 < solution.stages.size()) {
-        stage.transport = HopBetween(p, choice.candidate, solution.stages[i + 1].candidate,
-                                     choice.layers.last)
-                              .transport;
+        stage.transport =
+            HopBetween(p, choice.candidate, solution.stages[i + 1].candidate, choice.layers.last)
+                .transport;
       }
       placed.stages.push_back(std::move(stage));
     }
@@ -268,7 +283,10 @@ class Planner {
     if (used) {
       std::erase_if(other.workers, [&](const WorkerWish& w) { return w.device == name; });
       taken.gpu[h][g] = rig_.hosts[h].gpus[g].memory_bytes;
-      if (wish.workers.size() == 1) return absl::OkStatus();
+      const bool stage_left = std::any_of(
+          other.workers.begin(), other.workers.end(),
+          [](const WorkerWish& w) { return !w.device.is_cpu() || w.role == WorkerRole::kStage; });
+      if (!wish.workers.empty() && !stage_left) return absl::OkStatus();
     } else {
       taken.gpu[h][g] = 0;
       if (!wish.workers.empty()) {

@@ -21,12 +21,12 @@ constexpr double kGemmShare = 0.45;          // unpack and multiply, of bf16 pea
 constexpr double kExpertsReadShare = 0.85;   // CPU kernels, of DRAM read
 constexpr double kCpuStageReadShare = 0.75;  // a whole CPU stage, with its barriers
 constexpr double kCpuLayerSeconds = 40e-6;
-constexpr double kCpuCoreFlops = 30e9;       // quantised products of one core in long ubatches
-constexpr double kNarrowLink = 2e9;          // bytes/s: a riser with one lane
-constexpr double kMailboxSeconds = 6e-6;     // two flags and two kernel boundaries
+constexpr double kCpuCoreFlops = 30e9;    // quantised products of one core in long ubatches
+constexpr double kNarrowLink = 2e9;       // bytes/s: a riser with one lane
+constexpr double kMailboxSeconds = 6e-6;  // two flags and two kernel boundaries
 constexpr double kNcclSeconds = 25e-6;
 constexpr double kShmSeconds = 12e-6;
-constexpr double kGrpcSeconds = 75e-6;       // one way, 24 KB, same host
+constexpr double kGrpcSeconds = 75e-6;  // one way, 24 KB, same host
 
 // The share of a device that plans may use. The rest is for what a plan cannot foresee: other
 // programs on the card, fragmentation.
@@ -96,8 +96,7 @@ class Builder {
       const HostFacts& host = rig_.hosts[h];
       const uint64_t capacity = HostCapacity(host);
       const uint64_t taken = taken_.host.empty() ? 0 : taken_.host[h];
-      p_.hosts.push_back(
-          {capacity > taken ? capacity - taken : 0, DramOf(host, host.cpu.cores)});
+      p_.hosts.push_back({capacity > taken ? capacity - taken : 0, DramOf(host, host.cpu.cores)});
     }
     if (wish_.workers.empty()) {
       PlanWorkers();
@@ -123,11 +122,10 @@ class Builder {
     }
     p_.shape.kv_cache = wish_.kv_cache;
     p_.shape.num_slots = wish_.num_slots;
-    p_.shape.num_snapshots = model_.config.has_recurrent_state() ? 2 * wish_.num_slots : 0;
+    p_.shape.num_snapshots = model_.config.has_recurrent_state() ? wish_.num_slots : 0;
     p_.shape.max_tokens = max_tokens;
     // One sequence of full length, and a last page begun by each of the others.
-    p_.shape.num_pages =
-        (p_.context + kPagePositions - 1) / kPagePositions + wish_.num_slots - 1;
+    p_.shape.num_pages = (p_.context + kPagePositions - 1) / kPagePositions + wish_.num_slots - 1;
     const int trunk = model_.config.num_layers;
     const int stored = static_cast<int>(model_.weights.layers.size());
     if (wish_.mtp && stored == trunk) {
@@ -141,9 +139,7 @@ class Builder {
     return absl::OkStatus();
   }
 
-  uint64_t TakenOf(size_t h, size_t g) const {
-    return taken_.gpu.empty() ? 0 : taken_.gpu[h][g];
-  }
+  uint64_t TakenOf(size_t h, size_t g) const { return taken_.gpu.empty() ? 0 : taken_.gpu[h][g]; }
 
   bool HasExperts() const { return p_.first_moe < p_.num_layers; }
 
@@ -251,9 +247,8 @@ class Builder {
 
   int CpuWorkersOn(const std::string& host) const {
     return static_cast<int>(std::count_if(
-        wish_.workers.begin(), wish_.workers.end(), [&](const WorkerWish& w) {
-          return w.device.is_cpu() && w.device.host == host;
-        }));
+        wish_.workers.begin(), wish_.workers.end(),
+        [&](const WorkerWish& w) { return w.device.is_cpu() && w.device.host == host; }));
   }
 
   absl::Status CheckRange(const DeviceName& device, const LayerRange& range) const {
@@ -269,11 +264,11 @@ class Builder {
     const int threads = ThreadsOf(rig_.hosts[h], w.threads, CpuWorkersOn(w.device.host));
     const bool any_gpu = std::any_of(wish_.workers.begin(), wish_.workers.end(),
                                      [](const WorkerWish& o) { return !o.device.is_cpu(); });
-    const bool any_stage = std::any_of(
-        wish_.workers.begin(), wish_.workers.end(),
-        [](const WorkerWish& o) { return o.role == WorkerRole::kStage; });
-    const bool stage = w.role == WorkerRole::kStage ||
-                       (w.role == WorkerRole::kPlanned && !any_gpu && !any_stage);
+    const bool any_stage =
+        std::any_of(wish_.workers.begin(), wish_.workers.end(),
+                    [](const WorkerWish& o) { return o.role == WorkerRole::kStage; });
+    const bool stage =
+        w.role == WorkerRole::kStage || (w.role == WorkerRole::kPlanned && !any_gpu && !any_stage);
     if (stage) {
       AddCpuStage(h, threads);
       return Pins(w);
@@ -373,19 +368,16 @@ class Builder {
   void Sums() {
     const ModelConfig& c = model_.config;
     const size_t n = S(p_.num_layers);
-    const double share = c.moe.num_experts > 0
-                             ? static_cast<double>(c.moe.top_k) / c.moe.num_experts
-                             : 0;
+    const double share =
+        c.moe.num_experts > 0 ? static_cast<double>(c.moe.top_k) / c.moe.num_experts : 0;
     const double touched = 1 - std::pow(1 - share, p_.shape.max_tokens);
     std::vector<double> cpu(n), cuda(n), experts(n), own(n), shared(n), picked(n), flops(n),
         expert_flops(n), expert_bytes(n);
     for (size_t l = 0; l < n; ++l) {
       const int layer = static_cast<int>(l);
       const LayerWeights& w = model_.weights.layers[l];
-      cpu[l] = static_cast<double>(
-          LayerBill(model_, p_.shape, DeviceKind::kCpu, layer).total());
-      cuda[l] = static_cast<double>(
-          LayerBill(model_, p_.shape, DeviceKind::kCuda, layer).total());
+      cpu[l] = static_cast<double>(LayerBill(model_, p_.shape, DeviceKind::kCpu, layer).total());
+      cuda[l] = static_cast<double>(LayerBill(model_, p_.shape, DeviceKind::kCuda, layer).total());
       experts[l] = static_cast<double>(w.experts);
       shared[l] = w.experts > 0 ? static_cast<double>(w.shared_expert) : 0;
       own[l] = static_cast<double>(w.attention + w.indexer + w.feed_forward) - shared[l] +
@@ -624,9 +616,8 @@ SpeedPrediction Predict(const Problem& problem, const std::vector<StageChoice>& 
       const ExpertsCandidate& e = problem.experts[S(part.worker)];
       Away& a = away[part.worker];
       const double bytes = ExpertsBytesOf(problem, part.layers) * share;
-      const double waited =
-          problem.remote_seconds[S(choice.candidate)][S(part.worker)].Of(part.layers.first,
-                                                                         part.layers.last);
+      const double waited = problem.remote_seconds[S(choice.candidate)][S(part.worker)].Of(
+          part.layers.first, part.layers.last);
       const double hidden = s.kind == DeviceKind::kCuda ? 0 : waited - bytes / e.read;
       a.layers += part.layers.size();
       a.bytes += bytes;
@@ -639,8 +630,8 @@ SpeedPrediction Predict(const Problem& problem, const std::vector<StageChoice>& 
         seconds * s.read, s.read, seconds);
     PrefillTime prefill = PrefillOf(problem, choice);
     if (i + 1 < stages.size()) {
-      const Hop hop = HopBetween(problem, choice.candidate, stages[i + 1].candidate,
-                                 choice.layers.last);
+      const Hop hop =
+          HopBetween(problem, choice.candidate, stages[i + 1].candidate, choice.layers.last);
       hops += hop.decode_seconds;
       if (hop.prefill_seconds > slowest) {
         slowest = hop.prefill_seconds;

@@ -26,15 +26,15 @@ struct StageCandidate {
   int host = 0;
   int gpu = -1;  // index into the host's GPUs, -1: the CPU
   DeviceKind kind = DeviceKind::kCpu;
-  uint64_t capacity = 0;      // of a GPU; a CPU stage lives in its host's pool
-  double read = 0;            // bytes/s of weights
-  double flops = 0;           // per second, in long ubatches
-  double link = 0;            // bytes/s to and from host memory
-  double layer_seconds = 0;   // fixed cost of a layer
-  double exchange_seconds = 0;  // of asking for experts, without the bytes
-  bool narrow = false;        // a link on which experts must not be waited for
-  bool required = false;      // listed by the user
-  bool experts_elsewhere = false;  // a CPU stage beside an experts worker
+  uint64_t capacity = 0;                       // of a GPU; a CPU stage lives in its host's pool
+  double read = 0;                             // bytes/s of weights
+  double flops = 0;                            // per second, in long ubatches
+  double link = 0;                             // bytes/s to and from host memory
+  double layer_seconds = 0;                    // fixed cost of a layer
+  double exchange_seconds = 0;                 // of asking for experts, without the bytes
+  bool narrow = false;                         // a link on which experts must not be waited for
+  bool required = false;                       // listed by the user
+  bool experts_elsewhere = false;              // a CPU stage beside an experts worker
   std::optional<LayerRange> layers, resident;  // pins
   int threads = 0;
 };
@@ -96,8 +96,8 @@ struct Problem {
   std::vector<uint64_t> base_device[2], base_host[2];
 
   // By layer.
-  std::vector<RunningSum> fixed_bytes;    // by DeviceKind
-  std::vector<RunningSum> expert_bytes;   // one
+  std::vector<RunningSum> fixed_bytes;                  // by DeviceKind
+  std::vector<RunningSum> expert_bytes;                 // one
   std::vector<std::vector<RunningSum>> remote_seconds;  // [stage][experts worker], decode
   std::vector<RunningSum> resident_seconds;             // [stage], decode, with the shared expert
   std::vector<RunningSum> own_seconds;                  // [stage], decode, all else

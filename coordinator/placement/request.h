@@ -37,7 +37,7 @@ enum class WorkerRole : uint8_t { kPlanned, kStage, kExperts };
 // A worker that the user has listed; what is absent is planned.
 struct WorkerWish {
   DeviceName device;
-  WorkerRole role = WorkerRole::kPlanned;       // planned: stage on a GPU, experts on a CPU
+  WorkerRole role = WorkerRole::kPlanned;      // planned: stage on a GPU, experts on a CPU
   std::optional<LayerRange> layers;            // of a stage
   std::optional<LayerRange> resident_experts;  // of a stage; may be empty: none
   std::vector<LayerRange> experts;             // of an experts worker
@@ -53,9 +53,9 @@ struct DeploymentWish {
   int context = 0;  // positions of one sequence, 0: what the model was trained with, at most 32768
   KvCacheType kv_cache = KvCacheType::kF16;
   int num_slots = 8;
-  int max_tokens = 0;     // rows of the largest ubatch, 0: planned
-  bool mtp = false;       // run the model's multi-token prediction layer
-  int num_stages = 0;     // without GPUs: CPU stages, 0: one
+  int max_tokens = 0;               // rows of the largest ubatch, 0: planned
+  bool mtp = false;                 // run the model's multi-token prediction layer
+  int num_stages = 0;               // without GPUs: CPU stages, 0: one
   bool experts_worker = false;      // without GPUs: routed experts in a worker of their own
   std::vector<WorkerWish> workers;  // empty: all is planned
 };

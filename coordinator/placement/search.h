@@ -2,9 +2,10 @@
 
 // The search over all divisions of a model: dynamic programming over (last device used, layers
 // placed so far), each state keeping every partial assignment that is not beaten in both time and
-// RAM. Exact up to the choice of splits of one stage's experts over several hosts, of which at most
-// a dozen are tried. Deterministic.
+// RAM. Exact with one host; with several, only some ways of dividing one stage's experts between
+// two hosts are tried for large models. Deterministic.
 
+#include <memory>
 #include <optional>
 #include <vector>
 
@@ -14,20 +15,36 @@ namespace packtrain {
 
 struct SearchLimits {
   double stage_prefill_seconds = 1e18;  // no stage may take longer for a ubatch
-  bool any_ram = false;                 // as if the hosts' RAM had no end
 };
 
 struct SearchResult {
   std::vector<StageChoice> stages;
-  double seconds = 0;           // of a decode step, without kStepSeconds
-  std::vector<uint64_t> host;   // RAM used
+  double seconds = 0;          // of a decode step, without kStepSeconds
+  std::vector<uint64_t> host;  // RAM used
 };
 
-// The assignment of least decode time; with equal times the one found first. nullopt: none fits.
-std::optional<SearchResult> FindBest(const Problem& problem, const SearchLimits& limits);
+class DivisionSearch {
+ public:
+  // Works out what each device could carry. `problem` must outlive this.
+  explicit DivisionSearch(const Problem& problem);
+  ~DivisionSearch();
+  DivisionSearch(const DivisionSearch&) = delete;
+  DivisionSearch& operator=(const DivisionSearch&) = delete;
 
-// The least RAM that any assignment needs of all hosts together; nullopt: the devices do not hold
-// the rest of the model.
-std::optional<SearchResult> FindLeastRam(const Problem& problem);
+  // The assignment of least decode time; of equals the one found first. nullopt: none fits within
+  // the limits.
+  std::optional<SearchResult> Find(const SearchLimits& limits);
+  // The assignment that needs least RAM of all hosts together, as if there were no end of it.
+  // nullopt: the stages' devices do not hold what cannot leave them.
+  std::optional<SearchResult> FindLeastRam();
+
+  class Table;
+
+ private:
+  const Table& All();  // made when it is needed
+
+  const Problem& problem_;
+  std::unique_ptr<Table> nearest_, all_;
+};
 
 }  // namespace packtrain

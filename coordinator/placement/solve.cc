@@ -21,38 +21,40 @@ constexpr int kCpuUbatches[] = {512, 256, 128, 64};
 
 size_t S(int value) { return static_cast<size_t>(value); }
 
-// Without experts workers if everything can be resident, which saves their buffers; else with.
-std::optional<SearchResult> FindWithOrWithoutWorkers(Problem* problem) {
-  const bool pinned = std::any_of(problem->stages.begin(), problem->stages.end(),
-                                  [](const StageCandidate& s) { return s.experts_elsewhere; }) ||
-                      std::any_of(problem->experts.begin(), problem->experts.end(),
-                                  [](const ExpertsCandidate& e) { return !e.pinned.empty(); });
-  std::optional<SearchResult> with = FindBest(*problem, {});
-  if (pinned || problem->experts.empty()) return with;
-  Problem without = *problem;
+// The problem without experts workers: everything resident, and their buffers saved. nullopt if
+// that is not allowed or cannot be.
+std::optional<Problem> WithoutWorkers(const Problem& problem) {
+  double capacity = 0;
+  for (const StageCandidate& s : problem.stages) {
+    if (s.experts_elsewhere) return std::nullopt;
+    capacity += static_cast<double>(s.capacity);
+  }
+  for (const ExpertsCandidate& e : problem.experts) {
+    if (!e.pinned.empty()) return std::nullopt;
+  }
+  if (problem.experts.empty() || problem.expert_bytes[0].Of(0, problem.num_layers) > capacity) {
+    return std::nullopt;
+  }
+  Problem without = problem;
   without.experts.clear();
   for (std::vector<RunningSum>& remote : without.remote_seconds) remote.clear();
-  std::optional<SearchResult> resident = FindBest(without, {});
-  if (resident && (!with || resident->seconds <= with->seconds)) {
-    *problem = std::move(without);
-    return resident;
-  }
-  return with;
+  return without;
 }
 
 // Lowers the longest stage of prefill as far as decode loses next to nothing.
 std::vector<StageChoice> Balance(const Problem& problem, const SearchResult& best) {
   std::vector<StageChoice> stages = best.stages;
+  if (stages.size() < 2) return stages;
   const auto longest = [&] {
     double seconds = 0;
     for (const StageChoice& s : stages) seconds = std::max(seconds, PrefillSeconds(problem, s));
     return seconds;
   };
+  DivisionSearch search(problem);
   double high = longest(), low = 0;
-  for (int i = 0; i < kBalanceSteps && stages.size() > 1; ++i) {
+  for (int i = 0; i < kBalanceSteps; ++i) {
     const double middle = (low + high) / 2;
-    const std::optional<SearchResult> found =
-        FindBest(problem, {.stage_prefill_seconds = middle});
+    const std::optional<SearchResult> found = search.Find({.stage_prefill_seconds = middle});
     if (found && found->seconds <= best.seconds * kBalanceTolerance) {
       stages = found->stages;
       high = longest();
@@ -127,9 +129,9 @@ absl::StatusOr<std::optional<Solution>> Solve(const Rig& rig, const DeploymentWi
   std::vector<int> lengths = {wish.max_tokens};
   if (wish.max_tokens == 0) {
     ASSIGN_OR_RETURN(const Problem any, BuildProblem(rig, wish, taken, 64));
-    const bool cuda = std::any_of(any.stages.begin(), any.stages.end(), [](const StageCandidate& s) {
-      return s.kind == DeviceKind::kCuda;
-    });
+    const bool cuda =
+        std::any_of(any.stages.begin(), any.stages.end(),
+                    [](const StageCandidate& s) { return s.kind == DeviceKind::kCuda; });
     lengths.assign(std::begin(kCpuUbatches), std::end(kCpuUbatches));
     if (cuda) lengths.assign(std::begin(kGpuUbatches), std::end(kGpuUbatches));
   }
@@ -141,10 +143,17 @@ absl::StatusOr<std::optional<Solution>> Solve(const Rig& rig, const DeploymentWi
   double fastest = 0;
   for (const int length : lengths) {
     ASSIGN_OR_RETURN(Problem problem, BuildProblem(rig, wish, taken, length));
-    std::optional<SearchResult> result = FindWithOrWithoutWorkers(&problem);
+    std::optional<SearchResult> result = DivisionSearch(problem).Find({});
+    if (std::optional<Problem> without = WithoutWorkers(problem)) {
+      std::optional<SearchResult> resident = DivisionSearch(*without).Find({});
+      if (resident && (!result || resident->seconds <= result->seconds)) {
+        problem = *std::move(without);
+        result = std::move(resident);
+      }
+    }
     if (!result) continue;
     if (found.empty() || result->seconds < fastest) fastest = result->seconds;
-    found.push_back({std::move(problem), std::move(*result)});
+    found.push_back({std::move(problem), *std::move(result)});
   }
   for (Found& f : found) {
     if (f.result.seconds > fastest * kUbatchTolerance) continue;
@@ -158,7 +167,10 @@ absl::StatusOr<std::optional<Solution>> Solve(const Rig& rig, const DeploymentWi
 bool Fits(const Rig& rig, const DeploymentWish& wish, const Taken& taken) {
   const int length = wish.max_tokens > 0 ? wish.max_tokens : 64;
   absl::StatusOr<Problem> problem = BuildProblem(rig, wish, taken, length);
-  return problem.ok() && FindWithOrWithoutWorkers(&*problem).has_value();
+  if (!problem.ok()) return false;
+  if (DivisionSearch(*problem).Find({})) return true;
+  const std::optional<Problem> without = WithoutWorkers(*problem);
+  return without && DivisionSearch(*without).Find({});
 }
 
 }  // namespace packtrain
