@@ -214,6 +214,7 @@ void Fields(Io& io, HostFacts& f) {
   io.Field("cpu", f.cpu);
   io.Field("memory", f.memory);
   io.Field("dram_read", f.dram_read);
+  io.Field("experts_read_gb_per_s", f.experts_read_gb_per_s);
   io.Field("thread_round_trip_us", f.thread_round_trip_us);
   io.Field("process_round_trip_us", f.process_round_trip_us);
   io.Field("storage", f.storage);

@@ -1,0 +1,98 @@
+#pragma once
+
+// What the planner answers: an owner for every layer, a bill for every device, and how fast it
+// should be. Plain values.
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "coordinator/placement/request.h"
+
+namespace packtrain {
+
+struct ExpertsPart {
+  int worker = 0;  // index into DeploymentPlacement::experts
+  LayerRange layers;
+};
+
+struct StagePlacement {
+  DeviceName device;
+  LayerRange layers;            // the MTP layer, if it runs, is the last of the last stage
+  LayerRange resident_experts;  // routed experts on the stage's own device
+  std::vector<ExpertsPart> remote_experts;  // and those of its other MoE layers
+  int threads = 0;
+  std::string transport;  // to the next stage, as expected before it is measured; empty: the last
+};
+
+struct ExpertsPlacement {
+  DeviceName device;
+  std::vector<LayerRange> layers;
+  int threads = 0;
+};
+
+// One term of a step's time.
+struct SpeedTerm {
+  std::string resource;  // "box1/cpu DRAM"
+  std::string work;      // "8 of 256 experts of 53 layers"
+  double bytes = 0;      // read or moved, 0: the time is a cost by itself
+  double gb_per_s = 0;
+  double ms = 0;
+};
+
+struct SpeedPrediction {
+  double decode_ms = 0;  // one step of one stream
+  double decode_tokens_per_s = 0;
+  int decode_depth = 0;                 // positions already in the cache
+  std::vector<SpeedTerm> decode_terms;  // add up to decode_ms
+  std::string decode_bound;             // the resource of the largest term
+  double prefill_tokens_per_s = 0;      // of prompts of many ubatches
+  std::string prefill_bound;
+};
+
+// How fast another choice would be: with or without a device.
+struct Alternative {
+  std::string choice;
+  bool fits = false;
+  double decode_tokens_per_s = 0;
+  double prefill_tokens_per_s = 0;
+};
+
+struct DeploymentPlacement {
+  std::string name;
+  std::string path;
+  bool sidecar = false;
+  DeploymentShape shape;
+  int context = 0;
+  bool mtp = false;
+  int num_layers = 0;  // placed ones
+  std::vector<StagePlacement> stages;
+  std::vector<ExpertsPlacement> experts;
+  SpeedPrediction speed;
+  std::vector<Alternative> alternatives;
+  std::vector<std::string> notes;  // what a person should know
+};
+
+// One worker's share of a device.
+struct DeviceUse {
+  DeviceName device;
+  std::string worker;  // "glm-5.2 stage 0"
+  MemoryBill bill;
+};
+
+struct DeviceTotal {
+  DeviceName device;
+  uint64_t capacity = 0;  // that plans may use
+  uint64_t memory = 0;    // that it has
+  std::vector<DeviceUse> uses;
+
+  uint64_t used() const;
+};
+
+struct Placement {
+  std::string rig;
+  std::vector<DeploymentPlacement> deployments;  // as asked for
+  std::vector<DeviceTotal> devices;              // all of the rig
+};
+
+}  // namespace packtrain

@@ -1,0 +1,374 @@
+#include "coordinator/placement/planner.h"
+
+#include <algorithm>
+#include <numeric>
+#include <set>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
+#include "common/base/check.h"
+#include "common/base/status_macros.h"
+
+namespace packtrain {
+namespace {
+
+size_t S(int value) { return static_cast<size_t>(value); }
+
+class Planner {
+ public:
+  explicit Planner(const PlanRequest& request) : request_(request), rig_(request.rig) {}
+
+  absl::StatusOr<Placement> Plan() {
+    RETURN_IF_ERROR(Check());
+    placement_.rig = rig_.name;
+    placement_.deployments.resize(request_.deployments.size());
+    taken_.host.assign(rig_.hosts.size(), 0);
+    for (const HostFacts& host : rig_.hosts) {
+      taken_.gpu.emplace_back(host.gpus.size(), 0);
+      placement_.devices.push_back(HostTotal(host));
+      for (const GpuFacts& gpu : host.gpus) {
+        if (gpu.index >= 0) placement_.devices.push_back(GpuTotal(host, gpu));
+      }
+    }
+    for (const size_t i : Order()) RETURN_IF_ERROR(PlanOne(i));
+    return std::move(placement_);
+  }
+
+ private:
+  absl::Status Check() const {
+    if (rig_.hosts.empty()) return absl::InvalidArgumentError("the rig has no hosts");
+    if (request_.deployments.empty())
+      return absl::InvalidArgumentError("there is no model to plan");
+    std::set<std::string> names;
+    for (const DeploymentWish& wish : request_.deployments) {
+      if (!names.insert(wish.name).second) {
+        return absl::InvalidArgumentError(absl::StrCat("two models are called '", wish.name, "'"));
+      }
+      std::set<std::string> gpus;
+      for (const WorkerWish& w : wish.workers) {
+        if (!w.device.is_cpu() && !gpus.insert(w.device.text()).second) {
+          return absl::InvalidArgumentError(
+              absl::StrCat(wish.name, ": ", w.device.text(), " is listed twice"));
+        }
+      }
+    }
+    return absl::OkStatus();
+  }
+
+  // Listed workers first: what is planned goes around them. Then sidecars, which need one device.
+  std::vector<size_t> Order() const {
+    std::vector<size_t> order(request_.deployments.size());
+    std::iota(order.begin(), order.end(), size_t{0});
+    const auto rank = [&](size_t i) {
+      const DeploymentWish& wish = request_.deployments[i];
+      return !wish.workers.empty() ? 0 : wish.sidecar ? 1 : 2;
+    };
+    std::stable_sort(order.begin(), order.end(),
+                     [&](size_t a, size_t b) { return rank(a) < rank(b); });
+    return order;
+  }
+
+  static DeviceTotal HostTotal(const HostFacts& host) {
+    DeviceTotal total;
+    total.device = {host.name, "cpu"};
+    total.memory = host.memory.usable_bytes();
+    total.capacity = HostCapacity(host);
+    return total;
+  }
+
+  static DeviceTotal GpuTotal(const HostFacts& host, const GpuFacts& gpu) {
+    DeviceTotal total;
+    total.device = {host.name, absl::StrCat("cuda:", gpu.index)};
+    total.memory = gpu.memory_bytes;
+    total.capacity = GpuCapacity(gpu);
+    return total;
+  }
+
+  absl::Status PlanOne(size_t i) {
+    const DeploymentWish& wish = request_.deployments[i];
+    std::optional<Solution> solution;
+    std::vector<std::string> notes;
+    if (wish.sidecar && wish.workers.empty()) {
+      ASSIGN_OR_RETURN(solution, OnOneCard(wish, &notes));
+    }
+    if (!solution) {
+      ASSIGN_OR_RETURN(solution, Solve(rig_, wish, taken_));
+    }
+    if (!solution && wish.workers.empty() && HasGpus()) {
+      const Rig without = WithoutGpus(rig_);
+      ASSIGN_OR_RETURN(solution, Solve(without, wish, taken_));
+      if (solution) {
+        notes.push_back("no division fits the GPUs: everything is on the CPU");
+        solution->problem.rig = &rig_;
+      }
+    }
+    if (!solution) return Refusal(wish);
+    DeploymentPlacement placed = Describe(*solution);
+    placed.notes.insert(placed.notes.begin(), notes.begin(), notes.end());
+    RETURN_IF_ERROR(AddAlternatives(wish, &placed));
+    Take(*solution, placed);
+    placement_.deployments[i] = std::move(placed);
+    return absl::OkStatus();
+  }
+
+  bool HasGpus() const {
+    return std::any_of(rig_.hosts.begin(), rig_.hosts.end(),
+                       [](const HostFacts& host) { return !host.gpus.empty(); });
+  }
+
+  static Rig WithoutGpus(Rig rig) {
+    for (HostFacts& host : rig.hosts) host.gpus.clear();
+    return rig;
+  }
+
+  // A sidecar belongs on one card, if possible all of it: the one with the slowest link, which is
+  // the least loss to a model that needs several; then the smallest; then the last.
+  absl::StatusOr<std::optional<Solution>> OnOneCard(const DeploymentWish& wish,
+                                                    std::vector<std::string>* notes) const {
+    struct Card {
+      DeviceName name;
+      bool narrow;
+      uint64_t memory;
+      int index;
+    };
+    std::vector<Card> cards;
+    ASSIGN_OR_RETURN(const Problem problem, BuildProblem(rig_, wish, taken_, 64));
+    for (const StageCandidate& s : problem.stages) {
+      if (s.kind == DeviceKind::kCuda) cards.push_back({s.name, s.narrow, s.capacity, s.gpu});
+    }
+    std::stable_sort(cards.begin(), cards.end(), [](const Card& a, const Card& b) {
+      if (a.narrow != b.narrow) return a.narrow;
+      return a.memory != b.memory ? a.memory < b.memory : a.index > b.index;
+    });
+    // Where no card holds all of it, its experts may be in RAM.
+    for (const bool all_resident : {true, false}) {
+      for (const Card& card : cards) {
+        DeploymentWish pinned = wish;
+        pinned.workers.resize(1);
+        pinned.workers[0].device = card.name;
+        if (all_resident) {
+          pinned.workers[0].resident_experts = LayerRange{0, wish.model->config.num_layers};
+        }
+        if (!Fits(rig_, pinned, taken_)) {
+          if (!all_resident || &card != &cards.front()) continue;
+          for (const Remedy& remedy : Diagnose(rig_, pinned, taken_).remedies) {
+            if (remedy.without_pins || remedy.more_ram) continue;
+            notes->push_back(
+                absl::StrCat(card.name.text(), " would hold all of it with ", remedy.text));
+          }
+          continue;
+        }
+        ASSIGN_OR_RETURN(std::optional<Solution> solution, Solve(rig_, pinned, taken_));
+        if (all_resident) notes->clear();
+        if (solution) solution->problem.wish = &wish;
+        return solution;
+      }
+    }
+    return std::nullopt;
+  }
+
+  absl::Status Refusal(const DeploymentWish& wish) const {
+    const Diagnosis diagnosis = Diagnose(rig_, wish, taken_);
+    std::string text = absl::StrCat(wish.name, " does not fit: ", diagnosis.reason);
+    if (diagnosis.remedies.empty()) {
+      absl::StrAppend(&text, ". Nothing tried would fit: fewer positions, a smaller KV type, ",
+                      "a smaller quant, more RAM.");
+    } else {
+      absl::StrAppend(&text, ". It would fit with: ",
+                      absl::StrJoin(diagnosis.remedies, "; or ",
+                                    [](std::string* out, const Remedy& r) { out->append(r.text); }),
+                      ".");
+    }
+    return absl::ResourceExhaustedError(text);
+  }
+
+  DeploymentPlacement Describe(const Solution& solution) const {
+    const Problem& p = solution.problem;
+    DeploymentPlacement placed;
+    placed.name = p.wish->name;
+    placed.path = p.wish->path;
+    placed.sidecar = p.wish->sidecar;
+    placed.shape = p.shape;
+    placed.context = p.context;
+    placed.mtp = p.wish->mtp;
+    placed.num_layers = p.num_layers;
+    std::vector<int> worker_of(p.experts.size(), -1);
+    for (size_t e = 0; e < p.experts.size(); ++e) {
+      const bool used =
+          std::any_of(solution.stages.begin(), solution.stages.end(), [&](const StageChoice& c) {
+            return std::any_of(c.parts.begin(), c.parts.end(),
+                               [&](const ExpertsPart& part) { return S(part.worker) == e; });
+          });
+      if (!used) continue;
+      worker_of[e] = static_cast<int>(placed.experts.size());
+      placed.experts.push_back({p.experts[e].name, {}, p.experts[e].threads});
+    }
+    for (size_t i = 0; i < solution.stages.size(); ++i) {
+      const StageChoice& choice = solution.stages[i];
+      const StageCandidate& s = p.stages[S(choice.candidate)];
+      StagePlacement stage;
+      stage.device = s.name;
+      stage.layers = choice.layers;
+      stage.resident_experts = choice.resident;
+      stage.threads = s.threads;
+      for (const ExpertsPart& part : choice.parts) {
+        const int worker = worker_of[S(part.worker)];
+        stage.remote_experts.push_back({worker, part.layers});
+        std::vector<LayerRange>& ranges = placed.experts[S(worker)].layers;
+        if (!ranges.empty() && ranges.back().last == part.layers.first) {
+          ranges.back().last = part.layers.last;
+        } else {
+          ranges.push_back(part.layers);
+        }
+      }
+      if (i + 1 < solution.stages.size()) {
+        stage.transport =
+            HopBetween(p, choice.candidate, solution.stages[i + 1].candidate, choice.layers.last)
+                .transport;
+      }
+      placed.stages.push_back(std::move(stage));
+    }
+    placed.speed = Predict(p, solution.stages);
+    AddNotes(solution, &placed);
+    return placed;
+  }
+
+  static void AddNotes(const Solution& solution, DeploymentPlacement* placed) {
+    const Problem& p = solution.problem;
+    for (size_t i = 1; i < solution.stages.size(); ++i) {
+      const int cut = solution.stages[i].layers.first;
+      if (p.model->config.layers[S(cut)].indexer == IndexerKind::kShared) {
+        placed->notes.push_back(absl::StrFormat(
+            "the cut in front of layer %d carries the sparse attention's choice: %d more bytes a "
+            "token",
+            cut, p.model->config.indexer.top_k * 4));
+      }
+    }
+    for (const StageChoice& choice : solution.stages) {
+      const StageCandidate& s = p.stages[S(choice.candidate)];
+      if (s.narrow && !choice.parts.empty()) {
+        placed->notes.push_back(absl::StrCat(
+            s.name.text(), " has a slow link and waits for experts over it, as pinned"));
+      }
+    }
+  }
+
+  // A card behind a slow link: how fast with it, how fast without.
+  absl::Status AddAlternatives(const DeploymentWish& wish, DeploymentPlacement* placed) const {
+    if (wish.sidecar) return absl::OkStatus();
+    for (size_t h = 0; h < rig_.hosts.size(); ++h) {
+      for (size_t g = 0; g < rig_.hosts[h].gpus.size(); ++g) {
+        const GpuFacts& gpu = rig_.hosts[h].gpus[g];
+        if (!IsNarrow(gpu) || gpu.index < 0) continue;
+        const DeviceName name = {rig_.hosts[h].name, absl::StrCat("cuda:", gpu.index)};
+        const bool used = std::any_of(placed->stages.begin(), placed->stages.end(),
+                                      [&](const StagePlacement& s) { return s.device == name; });
+        placed->alternatives.push_back(Alternative{
+            .choice = absl::StrCat(used ? "with " : "without ", name.text(), " (as planned)"),
+            .fits = true,
+            .decode_tokens_per_s = placed->speed.decode_tokens_per_s,
+            .prefill_tokens_per_s = placed->speed.prefill_tokens_per_s});
+        RETURN_IF_ERROR(AddOther(wish, h, g, name, used, placed));
+      }
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status AddOther(const DeploymentWish& wish, size_t h, size_t g, const DeviceName& name,
+                        bool used, DeploymentPlacement* placed) const {
+    DeploymentWish other = wish;
+    Taken taken = taken_;
+    if (used) {
+      std::erase_if(other.workers, [&](const WorkerWish& w) { return w.device == name; });
+      taken.gpu[h][g] = rig_.hosts[h].gpus[g].memory_bytes;
+      const bool stage_left = std::any_of(
+          other.workers.begin(), other.workers.end(),
+          [](const WorkerWish& w) { return !w.device.is_cpu() || w.role == WorkerRole::kStage; });
+      if (!wish.workers.empty() && !stage_left) return absl::OkStatus();
+    } else {
+      taken.gpu[h][g] = 0;
+      if (!wish.workers.empty()) {
+        WorkerWish more;
+        more.device = name;
+        other.workers.push_back(more);
+      }
+    }
+    ASSIGN_OR_RETURN(const std::optional<Solution> solution, Solve(rig_, other, taken));
+    Alternative alternative;
+    alternative.choice = absl::StrCat(used ? "without " : "with ", name.text());
+    alternative.fits = solution.has_value();
+    if (solution) {
+      const SpeedPrediction speed = Predict(solution->problem, solution->stages);
+      alternative.decode_tokens_per_s = speed.decode_tokens_per_s;
+      alternative.prefill_tokens_per_s = speed.prefill_tokens_per_s;
+    }
+    placed->alternatives.push_back(std::move(alternative));
+    return absl::OkStatus();
+  }
+
+  DeviceTotal& TotalOf(const DeviceName& device) {
+    for (DeviceTotal& total : placement_.devices) {
+      if (total.device == device) return total;
+    }
+    CHECK_MSG(false, device.text());
+    __builtin_unreachable();
+  }
+
+  void Use(const DeviceName& device, std::string worker, const MemoryBill& bill) {
+    if (bill.total() == 0) return;
+    TotalOf(device).uses.push_back({device, std::move(worker), bill});
+    for (size_t h = 0; h < rig_.hosts.size(); ++h) {
+      if (rig_.hosts[h].name != device.host) continue;
+      if (device.is_cpu()) taken_.host[h] += bill.total();
+      for (size_t g = 0; g < rig_.hosts[h].gpus.size(); ++g) {
+        if (device.device == absl::StrCat("cuda:", rig_.hosts[h].gpus[g].index)) {
+          taken_.gpu[h][g] += bill.total();
+        }
+      }
+    }
+  }
+
+  void Take(const Solution& solution, const DeploymentPlacement& placed) {
+    const Problem& p = solution.problem;
+    for (size_t i = 0; i < solution.stages.size(); ++i) {
+      const StageChoice& choice = solution.stages[i];
+      const StageCandidate& s = p.stages[S(choice.candidate)];
+      const StageDuties duties = DutiesOf(p, choice);
+      const std::string worker = absl::StrCat(placed.name, " stage ", i);
+      Use(s.name, worker,
+          StageBill(*p.model, p.shape, duties, choice.layers.first, choice.layers.last,
+                    choice.resident.first, choice.resident.last));
+      Use({s.name.host, "cpu"}, worker, StageHostBill(*p.model, p.shape, duties));
+    }
+    for (const ExpertsPlacement& experts : placed.experts) {
+      MemoryBill bill = ExpertsBaseBill(*p.model, p.shape);
+      for (const LayerRange& range : experts.layers) {
+        for (int l = range.first; l < range.last; ++l) {
+          bill[BillItem::kExperts] += p.model->weights.layers[S(l)].experts;
+        }
+      }
+      Use(experts.device, placed.name + " experts", bill);
+    }
+  }
+
+  const PlanRequest& request_;
+  const Rig& rig_;
+  Taken taken_;
+  Placement placement_;
+};
+
+}  // namespace
+
+uint64_t DeviceTotal::used() const {
+  uint64_t sum = 0;
+  for (const DeviceUse& use : uses) sum += use.bill.total();
+  return sum;
+}
+
+absl::StatusOr<Placement> PlanPlacement(const PlanRequest& request) {
+  return Planner(request).Plan();
+}
+
+}  // namespace packtrain

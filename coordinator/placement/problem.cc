@@ -1,0 +1,677 @@
+#include "coordinator/placement/problem.h"
+
+#include <algorithm>
+#include <cmath>
+#include <map>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "common/base/check.h"
+#include "common/base/status_macros.h"
+#include "common/model/step.h"
+
+namespace packtrain {
+namespace {
+
+// The constants of the speed model. Rates are shares of what was measured.
+constexpr double kGpuReadShare = 0.70;       // quantised matrix-vector kernels, of memory read
+constexpr double kGpuLayerSeconds = 20e-6;   // kernels of one layer inside a graph
+constexpr double kGemmShare = 0.45;          // unpack and multiply, of bf16 peak
+constexpr double kExpertsReadShare = 0.85;   // CPU kernels, of DRAM read
+constexpr double kCpuStageReadShare = 0.75;  // a whole CPU stage, with its barriers
+constexpr double kCpuLayerSeconds = 40e-6;
+constexpr double kCpuCoreFlops = 30e9;    // quantised products of one core in long ubatches
+constexpr double kNarrowLink = 2e9;       // bytes/s: a riser with one lane
+constexpr double kMailboxSeconds = 6e-6;  // two flags and two kernel boundaries
+constexpr double kNcclSeconds = 25e-6;
+constexpr double kShmSeconds = 12e-6;
+constexpr double kGrpcSeconds = 75e-6;  // one way, 24 KB, same host
+
+// The share of a device that plans may use. The rest is for what a plan cannot foresee: other
+// programs on the card, fragmentation.
+constexpr double kGpuShare = 0.95;
+constexpr uint64_t kHostReserve = uint64_t{3} << 30;  // loading's peak and the coordinator
+constexpr uint64_t kHostShareDivisor = 50;            // and 2 %
+
+constexpr int kDefaultContext = 32768;
+constexpr int kDepth = 2048;  // positions in the cache that decode is predicted for
+
+size_t S(int value) { return static_cast<size_t>(value); }
+
+double LinkOf(const GpuFacts& gpu) {
+  if (gpu.to_device_gb_per_s > 0) return gpu.to_device_gb_per_s * 1e9;
+  if (gpu.link_lanes > 0 && gpu.link_gt_per_s > 0) {
+    return gpu.link_lanes * gpu.link_gt_per_s * 1e9 / 8 * 0.82;  // encoding and packet overhead
+  }
+  return 12e9;
+}
+
+int ThreadsOf(const HostFacts& host, int wished, int workers) {
+  const int cores = std::max(host.cpu.cores, 1);
+  return wished > 0 ? wished : std::max(cores / std::max(workers, 1), 1);
+}
+
+double DramOf(const HostFacts& host, int threads) {
+  if (const double measured = host.DramRead(threads); measured > 0) return measured * 1e9;
+  const double all = host.DramRead(0) > 0 ? host.DramRead(0) : 20;
+  return all * 1e9 * std::min(1.0, threads / static_cast<double>(std::max(host.cpu.cores, 1)));
+}
+
+double ExpertsReadOf(const HostFacts& host, int threads) {
+  if (host.experts_read_gb_per_s > 0) return host.experts_read_gb_per_s * 1e9;
+  return DramOf(host, threads) * kExpertsReadShare;
+}
+
+// Duties as an index: embeds, has_head, receives, sends, asks_experts (and streams them on a GPU).
+constexpr size_t kDutyBits = 32;
+
+StageDuties DutiesOfBits(DeviceKind kind, size_t bits) {
+  const bool asks = (bits & 16) != 0;
+  return {.device = kind,
+          .embeds = (bits & 1) != 0,
+          .has_head = (bits & 2) != 0,
+          .receives = (bits & 4) != 0,
+          .sends = (bits & 8) != 0,
+          .asks_experts = asks,
+          .streams_experts = asks && kind == DeviceKind::kCuda};
+}
+
+size_t BitsOf(const Problem& p, const StageChoice& choice) {
+  const bool first = choice.layers.first == 0, last = choice.layers.last == p.num_layers;
+  return (first ? 1u : 4u) | (last ? 2u : 8u) | (choice.parts.empty() ? 0u : 16u);
+}
+
+class Builder {
+ public:
+  Builder(const Rig& rig, const DeploymentWish& wish, const Taken& taken)
+      : rig_(rig), wish_(wish), taken_(taken), model_(*wish.model) {}
+
+  absl::StatusOr<Problem> Build(int max_tokens) {
+    p_.wish = &wish_;
+    p_.model = &model_;
+    p_.rig = &rig_;
+    RETURN_IF_ERROR(Shape(max_tokens));
+    for (size_t h = 0; h < rig_.hosts.size(); ++h) {
+      const HostFacts& host = rig_.hosts[h];
+      const uint64_t capacity = HostCapacity(host);
+      const uint64_t taken = taken_.host.empty() ? 0 : taken_.host[h];
+      p_.hosts.push_back({capacity > taken ? capacity - taken : 0, DramOf(host, host.cpu.cores)});
+    }
+    if (wish_.workers.empty()) {
+      PlanWorkers();
+    } else {
+      RETURN_IF_ERROR(ListedWorkers());
+    }
+    RETURN_IF_ERROR(Force());
+    Sums();
+    return std::move(p_);
+  }
+
+ private:
+  absl::Status Wrong(const std::string& text) const {
+    return absl::InvalidArgumentError(absl::StrCat(wish_.name, ": ", text));
+  }
+
+  absl::Status Shape(int max_tokens) {
+    const int trained = model_.config.context_length;
+    p_.context = wish_.context > 0 ? wish_.context : std::min(trained, kDefaultContext);
+    if (p_.context > trained) {
+      return Wrong(absl::StrFormat("context %d is more than the %d the model was trained with",
+                                   p_.context, trained));
+    }
+    p_.shape.kv_cache = wish_.kv_cache;
+    p_.shape.num_slots = wish_.num_slots;
+    p_.shape.num_snapshots = model_.config.has_recurrent_state() ? wish_.num_slots : 0;
+    p_.shape.max_tokens = max_tokens;
+    // One sequence of full length, and a last page begun by each of the others.
+    p_.shape.num_pages = (p_.context + kPagePositions - 1) / kPagePositions + wish_.num_slots - 1;
+    const int trunk = model_.config.num_layers;
+    const int stored = static_cast<int>(model_.weights.layers.size());
+    if (wish_.mtp && stored == trunk) {
+      return Wrong("mtp is on, but the file has no multi-token prediction layer");
+    }
+    p_.num_layers = wish_.mtp ? stored : trunk;
+    p_.first_moe = p_.num_layers;
+    for (int l = p_.num_layers - 1; l >= 0; --l) {
+      if (model_.weights.layers[S(l)].experts > 0) p_.first_moe = l;
+    }
+    return absl::OkStatus();
+  }
+
+  uint64_t TakenOf(size_t h, size_t g) const { return taken_.gpu.empty() ? 0 : taken_.gpu[h][g]; }
+
+  bool HasExperts() const { return p_.first_moe < p_.num_layers; }
+
+  void AddGpu(size_t h, size_t g) {
+    const HostFacts& host = rig_.hosts[h];
+    const GpuFacts& gpu = host.gpus[g];
+    StageCandidate s;
+    s.name = {host.name, absl::StrCat("cuda:", gpu.index)};
+    s.host = static_cast<int>(h);
+    s.gpu = static_cast<int>(g);
+    s.kind = DeviceKind::kCuda;
+    const uint64_t capacity = GpuCapacity(gpu), taken = TakenOf(h, g);
+    s.capacity = capacity > taken ? capacity - taken : 0;
+    s.read = (gpu.read_gb_per_s > 0 ? gpu.read_gb_per_s : 500) * 1e9 * kGpuReadShare;
+    s.flops = (gpu.bf16_tflops > 0 ? gpu.bf16_tflops : 50) * 1e12 * kGemmShare;
+    s.link = LinkOf(gpu);
+    s.layer_seconds = kGpuLayerSeconds;
+    s.exchange_seconds = kMailboxSeconds + 2 * gpu.flag_round_trip_us * 1e-6;
+    s.narrow = IsNarrow(gpu);
+    s.threads = 1;
+    p_.stages.push_back(std::move(s));
+  }
+
+  void AddCpuStage(size_t h, int threads) {
+    const HostFacts& host = rig_.hosts[h];
+    StageCandidate s;
+    s.name = {host.name, "cpu"};
+    s.host = static_cast<int>(h);
+    s.kind = DeviceKind::kCpu;
+    s.capacity = p_.hosts[h].capacity;
+    s.read = DramOf(host, threads) * kCpuStageReadShare;
+    s.flops = threads * kCpuCoreFlops;
+    s.link = p_.hosts[h].dram_read;
+    s.layer_seconds = kCpuLayerSeconds;
+    s.exchange_seconds = kShmSeconds;
+    s.required = true;
+    s.threads = threads;
+    p_.stages.push_back(std::move(s));
+  }
+
+  void AddExperts(size_t h, int threads) {
+    const HostFacts& host = rig_.hosts[h];
+    ExpertsCandidate e;
+    e.name = {host.name, "cpu"};
+    e.host = static_cast<int>(h);
+    e.read = ExpertsReadOf(host, threads);
+    e.flops = threads * kCpuCoreFlops;
+    e.threads = threads;
+    p_.experts.push_back(std::move(e));
+  }
+
+  void PlanWorkers() {
+    for (size_t h = 0; h < rig_.hosts.size(); ++h) {
+      for (size_t g = 0; g < rig_.hosts[h].gpus.size(); ++g) {
+        // A card that another deployment has is left to it.
+        if (rig_.hosts[h].gpus[g].index >= 0 && TakenOf(h, g) == 0) AddGpu(h, g);
+      }
+    }
+    if (!p_.stages.empty()) {
+      for (size_t h = 0; HasExperts() && h < rig_.hosts.size(); ++h) {
+        AddExperts(h, ThreadsOf(rig_.hosts[h], 0, 1));
+      }
+      return;
+    }
+    const int stages = std::max(wish_.num_stages, 1);
+    const int workers = stages + (wish_.experts_worker ? 1 : 0);
+    for (int i = 0; i < stages; ++i) AddCpuStage(0, ThreadsOf(rig_.hosts[0], 0, workers));
+    if (wish_.experts_worker && HasExperts()) {
+      AddExperts(0, ThreadsOf(rig_.hosts[0], 0, workers));
+      for (StageCandidate& s : p_.stages) s.experts_elsewhere = true;
+    }
+  }
+
+  absl::Status ListedWorkers() {
+    for (const WorkerWish& w : wish_.workers) {
+      const auto host = std::find_if(rig_.hosts.begin(), rig_.hosts.end(),
+                                     [&](const HostFacts& f) { return f.name == w.device.host; });
+      if (host == rig_.hosts.end()) {
+        return Wrong(absl::StrCat("no host is called '", w.device.host, "'"));
+      }
+      const size_t h = static_cast<size_t>(host - rig_.hosts.begin());
+      RETURN_IF_ERROR(w.device.is_cpu() ? ListedCpu(w, h) : ListedGpu(w, h));
+    }
+    if (p_.stages.empty()) {
+      return Wrong("no worker is a stage: list a GPU, or a CPU with 'role: stage'");
+    }
+    for (StageCandidate& s : p_.stages) {
+      for (const ExpertsCandidate& e : p_.experts) {
+        s.experts_elsewhere |= s.kind == DeviceKind::kCpu && e.host == s.host;
+      }
+    }
+    const bool cuda = std::any_of(p_.stages.begin(), p_.stages.end(), [](const StageCandidate& s) {
+      return s.kind == DeviceKind::kCuda;
+    });
+    // GPUs without a listed CPU: its RAM is used all the same where they cannot hold everything.
+    if (cuda && p_.experts.empty() && HasExperts()) {
+      for (size_t h = 0; h < rig_.hosts.size(); ++h) {
+        const bool used = std::any_of(p_.stages.begin(), p_.stages.end(),
+                                      [&](const StageCandidate& s) { return S(s.host) == h; });
+        if (used) AddExperts(h, ThreadsOf(rig_.hosts[h], 0, 1));
+      }
+    }
+    return absl::OkStatus();
+  }
+
+  int CpuWorkersOn(const std::string& host) const {
+    return static_cast<int>(std::count_if(
+        wish_.workers.begin(), wish_.workers.end(),
+        [&](const WorkerWish& w) { return w.device.is_cpu() && w.device.host == host; }));
+  }
+
+  absl::Status CheckRange(const DeviceName& device, const LayerRange& range) const {
+    const int layers = model_.config.num_layers;
+    if (range.first < 0 || range.last > layers || range.last < range.first) {
+      return Wrong(absl::StrFormat("%s: layers %d-%d are not among the model's 0-%d", device.text(),
+                                   range.first, range.last - 1, layers - 1));
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status ListedCpu(const WorkerWish& w, size_t h) {
+    const int threads = ThreadsOf(rig_.hosts[h], w.threads, CpuWorkersOn(w.device.host));
+    const bool any_gpu = std::any_of(wish_.workers.begin(), wish_.workers.end(),
+                                     [](const WorkerWish& o) { return !o.device.is_cpu(); });
+    const bool any_stage =
+        std::any_of(wish_.workers.begin(), wish_.workers.end(),
+                    [](const WorkerWish& o) { return o.role == WorkerRole::kStage; });
+    const bool stage =
+        w.role == WorkerRole::kStage || (w.role == WorkerRole::kPlanned && !any_gpu && !any_stage);
+    if (stage) {
+      AddCpuStage(h, threads);
+      return Pins(w);
+    }
+    if (w.layers || w.resident_experts) {
+      return Wrong(w.device.text() + ": an experts worker has no layers of its own");
+    }
+    if (!HasExperts()) return Wrong(w.device.text() + ": the model has no routed experts");
+    for (const LayerRange& range : w.experts) RETURN_IF_ERROR(CheckRange(w.device, range));
+    AddExperts(h, threads);
+    p_.experts.back().pinned = w.experts;
+    return absl::OkStatus();
+  }
+
+  absl::Status ListedGpu(const WorkerWish& w, size_t h) {
+    if (w.role == WorkerRole::kExperts) {
+      return Wrong(w.device.text() + ": an experts worker runs on a CPU");
+    }
+    const std::vector<GpuFacts>& gpus = rig_.hosts[h].gpus;
+    for (size_t g = 0; g < gpus.size(); ++g) {
+      if (w.device.device == absl::StrCat("cuda:", gpus[g].index)) {
+        AddGpu(h, g);
+        p_.stages.back().required = true;
+        return Pins(w);
+      }
+    }
+    return Wrong(absl::StrFormat("%s: that host has %d GPUs", w.device.text(), gpus.size()));
+  }
+
+  absl::Status Pins(const WorkerWish& w) {
+    StageCandidate& s = p_.stages.back();
+    for (const auto& range : {w.layers, w.resident_experts}) {
+      if (range) RETURN_IF_ERROR(CheckRange(w.device, *range));
+    }
+    if (!w.experts.empty()) {
+      return Wrong(w.device.text() + ": a stage names its experts by resident_experts");
+    }
+    s.layers = w.layers;
+    if (s.layers && s.layers->empty()) return Wrong(w.device.text() + ": layers are empty");
+    if (s.layers && s.layers->last == model_.config.num_layers) s.layers->last = p_.num_layers;
+    s.resident = w.resident_experts;
+    if (w.memory_bytes) s.capacity = std::min(s.capacity, *w.memory_bytes);
+    return absl::OkStatus();
+  }
+
+  absl::Status Force() {
+    p_.forced.assign(S(p_.num_layers), -1);
+    for (size_t e = 0; e < p_.experts.size(); ++e) {
+      for (const LayerRange& range : p_.experts[e].pinned) {
+        for (int l = range.first; l < range.last; ++l) {
+          if (model_.weights.layers[S(l)].experts == 0) {
+            return Wrong(absl::StrFormat("%s: layer %d has no routed experts",
+                                         p_.experts[e].name.text(), l));
+          }
+          if (p_.forced[S(l)] >= 0) {
+            return Wrong(absl::StrFormat("experts of layer %d have two owners", l));
+          }
+          p_.forced[S(l)] = static_cast<int>(e);
+        }
+      }
+    }
+    return absl::OkStatus();
+  }
+
+  // Bytes of cache that one decoded token reads in a layer.
+  double CacheBytes(int l) const {
+    LayerConfig layer = model_.config.layers[S(l)];
+    const double with_keys =
+        static_cast<double>(KvBytesPerPosition(model_.config, layer, wish_.kv_cache));
+    const double state = static_cast<double>(RecurrentBytes(model_.config, layer));
+    const bool sparse = layer.indexer != IndexerKind::kNone;
+    layer.indexer = IndexerKind::kNone;
+    const double rows =
+        static_cast<double>(KvBytesPerPosition(model_.config, layer, wish_.kv_cache));
+    const double depth = std::min(kDepth, p_.context);
+    const double attended = sparse ? std::min<double>(depth, model_.config.indexer.top_k) : depth;
+    return rows * attended + (with_keys - rows) * depth + 2 * state;
+  }
+
+  // Multiplications and additions of attention itself, per token of a long ubatch.
+  double AttentionFlops(int l) const {
+    const ModelConfig& c = model_.config;
+    const LayerConfig& layer = c.layers[S(l)];
+    double visible = std::max(p_.shape.max_tokens, kDepth) / 2.0;
+    if (layer.indexer != IndexerKind::kNone) visible = std::min<double>(visible, c.indexer.top_k);
+    switch (layer.attention) {
+      case AttentionKind::kMla:
+        return 2.0 * visible * c.num_heads * (2 * c.mla.kv_lora_rank + c.rope.dims);
+      case AttentionKind::kGqa:
+        return 2.0 * visible * c.num_heads * (c.gqa.key_dim + c.gqa.value_dim);
+      case AttentionKind::kGatedDeltaNet:
+        return 8.0 * c.delta_net.inner_dim() * c.delta_net.head_dim;
+    }
+    return 0;
+  }
+
+  void Sums() {
+    const ModelConfig& c = model_.config;
+    const size_t n = S(p_.num_layers);
+    const double share =
+        c.moe.num_experts > 0 ? static_cast<double>(c.moe.top_k) / c.moe.num_experts : 0;
+    const double touched = 1 - std::pow(1 - share, p_.shape.max_tokens);
+    std::vector<double> cpu(n), cuda(n), experts(n), own(n), shared(n), picked(n), flops(n),
+        expert_flops(n), expert_bytes(n);
+    for (size_t l = 0; l < n; ++l) {
+      const int layer = static_cast<int>(l);
+      const LayerWeights& w = model_.weights.layers[l];
+      cpu[l] = static_cast<double>(LayerBill(model_, p_.shape, DeviceKind::kCpu, layer).total());
+      cuda[l] = static_cast<double>(LayerBill(model_, p_.shape, DeviceKind::kCuda, layer).total());
+      experts[l] = static_cast<double>(w.experts);
+      shared[l] = w.experts > 0 ? static_cast<double>(w.shared_expert) : 0;
+      own[l] = static_cast<double>(w.attention + w.indexer + w.feed_forward) - shared[l] +
+               CacheBytes(layer);
+      picked[l] = static_cast<double>(w.experts) * share;
+      flops[l] = 2.0 * static_cast<double>(w.parameters) + AttentionFlops(layer);
+      expert_flops[l] = 2.0 * static_cast<double>(w.expert_parameters) * share;
+      expert_bytes[l] = static_cast<double>(w.experts) * touched;
+    }
+    for (const DeviceKind kind : {DeviceKind::kCpu, DeviceKind::kCuda}) {
+      for (size_t bits = 0; bits < kDutyBits; ++bits) {
+        const StageDuties duties = DutiesOfBits(kind, bits);
+        const size_t k = static_cast<size_t>(kind);
+        p_.base_device[k].push_back(StageBaseBill(model_, p_.shape, duties).total());
+        p_.base_host[k].push_back(StageHostBill(model_, p_.shape, duties).total());
+      }
+    }
+    p_.fixed_bytes = {RunningSum(cpu), RunningSum(cuda)};
+    p_.expert_bytes = {RunningSum(experts)};
+    p_.prefill_flops = {RunningSum(flops)};
+    p_.prefill_expert_flops = {RunningSum(expert_flops)};
+    p_.prefill_expert_bytes = {RunningSum(expert_bytes)};
+    std::vector<double> seconds(n);
+    for (const StageCandidate& s : p_.stages) {
+      for (size_t l = 0; l < n; ++l) seconds[l] = own[l] / s.read + s.layer_seconds;
+      p_.own_seconds.emplace_back(seconds);
+      for (size_t l = 0; l < n; ++l) seconds[l] = (shared[l] + picked[l]) / s.read;
+      p_.resident_seconds.emplace_back(seconds);
+      p_.remote_seconds.emplace_back();
+      for (const ExpertsCandidate& e : p_.experts) {
+        const double exchange = ExchangeSeconds(s, e);
+        for (size_t l = 0; l < n; ++l) {
+          const double away = picked[l] > 0 ? picked[l] / e.read + exchange : 0;
+          const double here = shared[l] / s.read;
+          // A CPU stage and the experts worker share the cores and the DRAM.
+          seconds[l] = s.kind == DeviceKind::kCpu ? away + here : std::max(away, here);
+        }
+        p_.remote_seconds.back().emplace_back(seconds);
+      }
+    }
+  }
+
+  double ExchangeSeconds(const StageCandidate& s, const ExpertsCandidate& e) const {
+    const double bytes = 2.0 * model_.config.hidden_dim * 4;
+    double seconds = s.exchange_seconds + (s.kind == DeviceKind::kCuda ? bytes / s.link : 0);
+    if (s.host != e.host) {
+      const NetworkFacts net = rig_.Network(s.name.host, e.name.host);
+      seconds += net.round_trip_us * 1e-6 + kGrpcSeconds + bytes / (net.gb_per_s * 1e9);
+    }
+    return seconds;
+  }
+
+  const Rig& rig_;
+  const DeploymentWish& wish_;
+  const Taken& taken_;
+  const ModelFacts& model_;
+  Problem p_;
+};
+
+double ExpertsBytesOf(const Problem& p, const LayerRange& range) {
+  return range.empty() ? 0 : p.expert_bytes[0].Of(range.first, range.last);
+}
+
+struct PrefillTime {
+  double seconds = 0;
+  double streamed_bytes = 0;  // from RAM to the device
+  const char* bound = "";
+};
+
+PrefillTime PrefillOf(const Problem& p, const StageChoice& choice) {
+  const StageCandidate& s = p.stages[S(choice.candidate)];
+  const double rows = p.shape.max_tokens;
+  double flops = p.prefill_flops[0].Of(choice.layers.first, choice.layers.last);
+  if (!choice.resident.empty()) {
+    flops += p.prefill_expert_flops[0].Of(choice.resident.first, choice.resident.last);
+  }
+  const double compute = rows * flops / s.flops;
+  double parts_compute = 0, streamed = 0, workers = 0;
+  for (const ExpertsPart& part : choice.parts) {
+    const ExpertsCandidate& e = p.experts[S(part.worker)];
+    const double part_flops =
+        rows * p.prefill_expert_flops[0].Of(part.layers.first, part.layers.last);
+    const double bytes = p.prefill_expert_bytes[0].Of(part.layers.first, part.layers.last);
+    workers += std::max(part_flops / e.flops, bytes / e.read);
+    if (e.host == s.host) {
+      parts_compute += part_flops / s.flops;
+      streamed += bytes;
+    } else {
+      parts_compute += 1e9;  // weights do not cross the network for a chunk
+    }
+  }
+  const bool cuda = s.kind == DeviceKind::kCuda;
+  const double with_workers = compute + workers;
+  const double with_stream = std::max(compute + parts_compute, streamed / s.link);
+  if (choice.parts.empty() || !cuda || with_workers <= with_stream) {
+    const bool waits = workers > compute;
+    return {with_workers, 0, waits ? "CPU experts" : "compute"};
+  }
+  return {with_stream, streamed, streamed / s.link > compute + parts_compute ? "link" : "compute"};
+}
+
+}  // namespace
+
+uint64_t HostCapacity(const HostFacts& host) {
+  const uint64_t usable = host.memory.usable_bytes();
+  const uint64_t reserve = kHostReserve + usable / kHostShareDivisor;
+  return usable > reserve ? usable - reserve : 0;
+}
+
+uint64_t GpuCapacity(const GpuFacts& gpu) {
+  const auto share = static_cast<uint64_t>(static_cast<double>(gpu.memory_bytes) * kGpuShare);
+  return gpu.free_bytes > 0 ? std::min(share, gpu.free_bytes) : share;
+}
+
+bool IsNarrow(const GpuFacts& gpu) { return gpu.link_lanes == 1 || LinkOf(gpu) < kNarrowLink; }
+
+RunningSum::RunningSum(const std::vector<double>& values) : sums_(values.size() + 1) {
+  for (size_t i = 0; i < values.size(); ++i) sums_[i + 1] = sums_[i] + values[i];
+}
+
+absl::StatusOr<Problem> BuildProblem(const Rig& rig, const DeploymentWish& wish, const Taken& taken,
+                                     int max_tokens) {
+  CHECK(wish.model != nullptr && !rig.hosts.empty());
+  return Builder(rig, wish, taken).Build(max_tokens);
+}
+
+StageDuties DutiesOf(const Problem& problem, const StageChoice& choice) {
+  return DutiesOfBits(problem.stages[S(choice.candidate)].kind, BitsOf(problem, choice));
+}
+
+uint64_t DeviceNeedOf(const Problem& problem, const StageChoice& choice) {
+  const size_t kind = static_cast<size_t>(problem.stages[S(choice.candidate)].kind);
+  return problem.base_device[kind][BitsOf(problem, choice)] +
+         static_cast<uint64_t>(
+             problem.fixed_bytes[kind].Of(choice.layers.first, choice.layers.last)) +
+         static_cast<uint64_t>(ExpertsBytesOf(problem, choice.resident));
+}
+
+StageNeed NeedOf(const Problem& problem, const StageChoice& choice) {
+  const StageCandidate& s = problem.stages[S(choice.candidate)];
+  StageNeed need;
+  need.host.assign(problem.hosts.size(), 0);
+  need.device = DeviceNeedOf(problem, choice);
+  need.host[S(s.host)] +=
+      s.kind == DeviceKind::kCpu
+          ? need.device
+          : problem.base_host[static_cast<size_t>(s.kind)][BitsOf(problem, choice)];
+  for (const ExpertsPart& part : choice.parts) {
+    need.host[S(problem.experts[S(part.worker)].host)] +=
+        static_cast<uint64_t>(ExpertsBytesOf(problem, part.layers));
+  }
+  return need;
+}
+
+std::vector<uint64_t> ExpertsBaseNeed(const Problem& problem) {
+  std::vector<uint64_t> need(problem.hosts.size(), 0);
+  for (const ExpertsCandidate& e : problem.experts) {
+    need[S(e.host)] += ExpertsBaseBill(*problem.model, problem.shape).total();
+  }
+  return need;
+}
+
+double DecodeSeconds(const Problem& problem, const StageChoice& choice) {
+  const size_t s = S(choice.candidate);
+  double seconds = problem.own_seconds[s].Of(choice.layers.first, choice.layers.last);
+  if (!choice.resident.empty()) {
+    seconds += problem.resident_seconds[s].Of(choice.resident.first, choice.resident.last);
+  }
+  for (const ExpertsPart& part : choice.parts) {
+    seconds += problem.remote_seconds[s][S(part.worker)].Of(part.layers.first, part.layers.last);
+  }
+  if (choice.layers.last == problem.num_layers) {
+    seconds += static_cast<double>(problem.model->weights.head) / problem.stages[s].read;
+  }
+  return seconds;
+}
+
+double PrefillSeconds(const Problem& problem, const StageChoice& choice) {
+  return PrefillOf(problem, choice).seconds;
+}
+
+Hop HopBetween(const Problem& problem, int from, int to, int cut) {
+  const StageCandidate& a = problem.stages[S(from)];
+  const StageCandidate& b = problem.stages[S(to)];
+  const ModelConfig& c = problem.model->config;
+  const bool shared = c.layers[S(cut)].indexer == IndexerKind::kShared;
+  const double row = (c.hidden_dim + (shared ? c.indexer.top_k : 0)) * 4.0;
+  const double rows = problem.shape.max_tokens;
+  Hop hop;
+  double latency = kGrpcSeconds, rate = 2e9;
+  hop.transport = "grpc";
+  if (a.host != b.host) {
+    const NetworkFacts net = problem.rig->Network(a.name.host, b.name.host);
+    latency += net.round_trip_us / 2 * 1e-6;
+    rate = std::min(rate, net.gb_per_s * 1e9);
+  } else if (a.kind == DeviceKind::kCuda && b.kind == DeviceKind::kCuda && !a.narrow && !b.narrow) {
+    hop.transport = "nccl";
+    latency = kNcclSeconds;
+    rate = std::min(a.link, b.link);
+  } else if (!a.narrow && !b.narrow) {
+    hop.transport = "shm";
+    latency = kShmSeconds;
+    rate = std::min({a.link, b.link, 10e9});
+  } else {
+    rate = std::min({rate, a.link, b.link});
+  }
+  hop.decode_seconds = latency + row / rate;
+  hop.prefill_seconds = latency + rows * row / rate;
+  return hop;
+}
+
+SpeedPrediction Predict(const Problem& problem, const std::vector<StageChoice>& stages) {
+  SpeedPrediction speed;
+  speed.decode_depth = std::min(kDepth, problem.context);
+  const ModelConfig& config = problem.model->config;
+  const auto add = [&](std::string resource, std::string work, double bytes, double rate,
+                       double seconds) {
+    speed.decode_terms.push_back(
+        {std::move(resource), std::move(work), bytes, rate / 1e9, seconds * 1e3});
+  };
+  const double share = config.moe.num_experts > 0
+                           ? static_cast<double>(config.moe.top_k) / config.moe.num_experts
+                           : 0;
+  struct Away {
+    int layers = 0;
+    double bytes = 0, seconds = 0;
+  };
+  std::map<int, Away> away;  // by experts worker
+  double hops = 0, slowest = kStepSeconds;
+  std::vector<double> streamed(problem.hosts.size());
+  for (size_t i = 0; i < stages.size(); ++i) {
+    const StageChoice& choice = stages[i];
+    const StageCandidate& s = problem.stages[S(choice.candidate)];
+    double seconds = DecodeSeconds(problem, choice);
+    for (const ExpertsPart& part : choice.parts) {
+      const ExpertsCandidate& e = problem.experts[S(part.worker)];
+      Away& a = away[part.worker];
+      const double bytes = ExpertsBytesOf(problem, part.layers) * share;
+      const double waited = problem.remote_seconds[S(choice.candidate)][S(part.worker)].Of(
+          part.layers.first, part.layers.last);
+      const double hidden = s.kind == DeviceKind::kCuda ? 0 : waited - bytes / e.read;
+      a.layers += part.layers.size();
+      a.bytes += bytes;
+      a.seconds += waited - hidden;
+      seconds -= waited - hidden;
+    }
+    add(s.name.text(),
+        absl::StrFormat("layers %d-%d, %d with their experts", choice.layers.first,
+                        choice.layers.last - 1, std::max(choice.resident.size(), 0)),
+        seconds * s.read, s.read, seconds);
+    PrefillTime prefill = PrefillOf(problem, choice);
+    if (i + 1 < stages.size()) {
+      const Hop hop =
+          HopBetween(problem, choice.candidate, stages[i + 1].candidate, choice.layers.last);
+      hops += hop.decode_seconds;
+      if (hop.prefill_seconds > slowest) {
+        slowest = hop.prefill_seconds;
+        speed.prefill_bound = absl::StrCat(s.name.text(), " ", hop.transport);
+      }
+    }
+    streamed[S(s.host)] += prefill.streamed_bytes;
+    if (prefill.seconds > slowest) {
+      slowest = prefill.seconds;
+      speed.prefill_bound = absl::StrCat(s.name.text(), " ", prefill.bound);
+    }
+  }
+  for (const auto& [worker, a] : away) {
+    const ExpertsCandidate& e = problem.experts[S(worker)];
+    add(e.name.text() + " DRAM",
+        absl::StrFormat("%d of %d experts of %d layers", config.moe.top_k, config.moe.num_experts,
+                        a.layers),
+        a.bytes, e.read, a.seconds);
+  }
+  if (stages.size() > 1) {
+    add("links", absl::StrFormat("%d hops between stages", stages.size() - 1), 0, 0, hops);
+  }
+  add("coordinator", "control, sampling, the token's way back", 0, 0, kStepSeconds);
+  const SpeedTerm* bound = &speed.decode_terms.front();
+  for (const SpeedTerm& term : speed.decode_terms) {
+    speed.decode_ms += term.ms;
+    if (term.ms > bound->ms) bound = &term;
+  }
+  speed.decode_bound = bound->resource;
+  speed.decode_tokens_per_s = 1e3 / speed.decode_ms;
+  // Stages stream at once, from one DRAM.
+  for (size_t h = 0; h < streamed.size(); ++h) {
+    const double seconds = streamed[h] / problem.hosts[h].dram_read;
+    if (seconds > slowest) {
+      slowest = seconds;
+      speed.prefill_bound = problem.rig->hosts[h].name + "/cpu DRAM";
+    }
+  }
+  speed.prefill_tokens_per_s = problem.shape.max_tokens / slowest;
+  return speed;
+}
+
+}  // namespace packtrain

@@ -1,0 +1,68 @@
+#pragma once
+
+// What is asked of the planner: hardware, models, wishes and pins. Plain values.
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "common/config/rig.h"
+#include "common/model/bill.h"
+
+namespace packtrain {
+
+// Layers [first, last).
+struct LayerRange {
+  int first = 0;
+  int last = 0;
+
+  int size() const { return last - first; }
+  bool empty() const { return last <= first; }
+  bool operator==(const LayerRange&) const = default;
+};
+
+// A device of the rig: "box1", "cuda:0" or "cpu".
+struct DeviceName {
+  std::string host;
+  std::string device;
+
+  bool is_cpu() const { return device == "cpu"; }
+  std::string text() const { return host + "/" + device; }
+  bool operator==(const DeviceName&) const = default;
+};
+
+enum class WorkerRole : uint8_t { kPlanned, kStage, kExperts };
+
+// A worker that the user has listed; what is absent is planned.
+struct WorkerWish {
+  DeviceName device;
+  WorkerRole role = WorkerRole::kPlanned;      // planned: stage on a GPU, experts on a CPU
+  std::optional<LayerRange> layers;            // of a stage
+  std::optional<LayerRange> resident_experts;  // of a stage; may be empty: none
+  std::vector<LayerRange> experts;             // of an experts worker
+  int threads = 0;                             // 0: one per core
+  std::optional<uint64_t> memory_bytes;        // it may take at most
+};
+
+struct DeploymentWish {
+  std::string name;
+  std::string path;
+  bool sidecar = false;
+  const ModelFacts* model = nullptr;  // borrowed
+  int context = 0;  // positions of one sequence, 0: what the model was trained with, at most 32768
+  KvCacheType kv_cache = KvCacheType::kF16;
+  int num_slots = 8;
+  int max_tokens = 0;               // rows of the largest ubatch, 0: planned
+  bool mtp = false;                 // run the model's multi-token prediction layer
+  int num_stages = 0;               // without GPUs: CPU stages, 0: one
+  bool experts_worker = false;      // without GPUs: routed experts in a worker of their own
+  std::vector<WorkerWish> workers;  // empty: all is planned
+};
+
+struct PlanRequest {
+  Rig rig;
+  std::vector<DeploymentWish> deployments;
+};
+
+}  // namespace packtrain

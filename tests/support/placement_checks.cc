@@ -1,0 +1,336 @@
+#include "tests/support/placement_checks.h"
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+
+namespace packtrain {
+namespace {
+
+size_t S(int value) { return static_cast<size_t>(value); }
+
+uint64_t Bytes(double value) { return static_cast<uint64_t>(value); }
+
+// Cache bytes of `values` numbers, from the formats' block sizes.
+uint64_t CacheBytes(KvCacheType type, int values) {
+  const uint64_t n = static_cast<uint64_t>(values), blocks = (n + 31) / 32;
+  switch (type) {
+    case KvCacheType::kF32:
+      return 4 * n;
+    case KvCacheType::kF16:
+      return 2 * n;
+    case KvCacheType::kQ8_0:
+      return 34 * blocks;
+    case KvCacheType::kQ4_1:
+      return 20 * blocks;
+  }
+  return 0;
+}
+
+// One layer without its experts.
+uint64_t LayerBytes(const ModelFacts& model, const DeploymentShape& shape, bool cuda, int layer) {
+  const ModelConfig& c = model.config;
+  const LayerConfig& l = c.layers[S(layer)];
+  const LayerWeights& w = model.weights.layers[S(layer)];
+  uint64_t row = 0, state = 0;
+  if (l.attention == AttentionKind::kMla) {
+    row = CacheBytes(shape.kv_cache, c.mla.kv_lora_rank + c.rope.dims);
+  } else if (l.attention == AttentionKind::kGqa) {
+    row = static_cast<uint64_t>(c.gqa.num_kv_heads) *
+          (CacheBytes(shape.kv_cache, c.gqa.key_dim) + CacheBytes(shape.kv_cache, c.gqa.value_dim));
+  } else {
+    const int64_t channels =
+        (2 * c.delta_net.num_key_heads + c.delta_net.num_value_heads) * c.delta_net.head_dim;
+    state = static_cast<uint64_t>(
+        4 * ((c.delta_net.conv_kernel - 1) * channels +
+             int64_t{c.delta_net.num_value_heads} * c.delta_net.head_dim * c.delta_net.head_dim));
+  }
+  if (l.indexer == IndexerKind::kFull) row += CacheBytes(shape.kv_cache, c.indexer.head_dim);
+  return w.attention + w.indexer + w.feed_forward +
+         row * 64 * static_cast<uint64_t>(shape.num_pages) +
+         state * static_cast<uint64_t>(shape.num_slots + shape.num_snapshots) +
+         (cuda ? uint64_t{1} << 20 : 0);
+}
+
+int PlacedLayers(const DeploymentWish& wish) {
+  return wish.mtp ? static_cast<int>(wish.model->weights.layers.size())
+                  : wish.model->config.num_layers;
+}
+
+std::string RangeFault(const DeploymentWish& wish, const DeploymentPlacement& placed) {
+  const int layers = PlacedLayers(wish);
+  int next = 0;
+  for (const StagePlacement& s : placed.stages) {
+    if (s.layers.first != next || s.layers.last <= s.layers.first) {
+      return absl::StrCat("stage ", s.device.text(), " begins at ", s.layers.first, ", not ", next);
+    }
+    next = s.layers.last;
+  }
+  if (next != layers) return absl::StrCat("layers end at ", next, ", not ", layers);
+  std::vector<int> owners(S(layers), 0);
+  for (const StagePlacement& s : placed.stages) {
+    for (int l = s.resident_experts.first; l < s.resident_experts.last; ++l) {
+      if (l < s.layers.first || l >= s.layers.last) {
+        return absl::StrCat("resident layer ", l, " is not on ", s.device.text());
+      }
+      ++owners[S(l)];
+    }
+    for (const ExpertsPart& part : s.remote_experts) {
+      for (int l = part.layers.first; l < part.layers.last; ++l) {
+        if (l < s.layers.first || l >= s.layers.last) return "experts of a foreign layer";
+        const auto& ranges = placed.experts.at(S(part.worker)).layers;
+        if (std::none_of(ranges.begin(), ranges.end(),
+                         [&](const LayerRange& r) { return r.first <= l && l < r.last; })) {
+          return absl::StrCat("the experts worker does not hold layer ", l);
+        }
+        ++owners[S(l)];
+      }
+    }
+  }
+  for (int l = 0; l < layers; ++l) {
+    const bool moe = wish.model->weights.layers[S(l)].experts > 0;
+    if (owners[S(l)] != (moe ? 1 : 0)) {
+      return absl::StrCat("experts of layer ", l, " have ", owners[S(l)], " owners");
+    }
+  }
+  return "";
+}
+
+std::string PinFault(const DeploymentWish& wish, const DeploymentPlacement& placed) {
+  const int trunk = wish.model->config.num_layers;
+  for (const WorkerWish& w : wish.workers) {
+    const auto stage = std::find_if(placed.stages.begin(), placed.stages.end(),
+                                    [&](const StagePlacement& s) { return s.device == w.device; });
+    if (!w.device.is_cpu() && stage == placed.stages.end()) {
+      return absl::StrCat(w.device.text(), " is listed and not used");
+    }
+    if (stage != placed.stages.end() && !w.device.is_cpu()) {
+      LayerRange layers = stage->layers;
+      layers.last = std::min(layers.last, trunk);
+      if (w.layers && layers != *w.layers) return absl::StrCat(w.device.text(), ": layers moved");
+      for (int l = stage->layers.first; w.resident_experts && l < stage->layers.last; ++l) {
+        const bool pinned = l >= w.resident_experts->first && l < w.resident_experts->last &&
+                            wish.model->weights.layers[S(l)].experts > 0;
+        const bool resident =
+            l >= stage->resident_experts.first && l < stage->resident_experts.last;
+        if (pinned != resident) return absl::StrCat(w.device.text(), ": residents moved");
+      }
+    }
+    if (w.experts.empty()) continue;
+    for (int l = 0; l < trunk; ++l) {
+      const bool pinned = std::any_of(w.experts.begin(), w.experts.end(), [&](const LayerRange& r) {
+        return r.first <= l && l < r.last;
+      });
+      bool served = false;
+      for (const ExpertsPlacement& e : placed.experts) {
+        for (const LayerRange& r : e.layers) {
+          served |= e.device == w.device && r.first <= l && l < r.last;
+        }
+      }
+      if (pinned != served) return absl::StrCat("experts of layer ", l, " moved");
+    }
+  }
+  return "";
+}
+
+}  // namespace
+
+int Pick(TestRng* rng, int low, int high) {
+  return low + static_cast<int>((*rng)() % static_cast<uint64_t>(high - low + 1));
+}
+
+ModelFacts GlmLikeModel(int layers, bool mtp, double expert_bits) {
+  ModelFacts model;
+  ModelConfig& c = model.config;
+  c.name = "glm-like";
+  c.vocab_size = 154880;
+  c.hidden_dim = 6144;
+  c.context_length = 1048576;
+  c.num_heads = 64;
+  c.num_layers = layers;
+  c.num_mtp_layers = mtp ? 1 : 0;
+  c.dense_dim = 12288;
+  c.rope.dims = 64;
+  c.mla = {2048, 512, 192, 256};
+  c.indexer.num_heads = 32;
+  c.indexer.head_dim = 128;
+  c.indexer.top_k = 2048;
+  c.moe.num_experts = 256;
+  c.moe.top_k = 8;
+  c.moe.expert_dim = 2048;
+  c.moe.shared_dim = 2048;
+  for (int l = 0; l < layers + c.num_mtp_layers; ++l) {
+    const bool full = l < 3 || l % 4 == 2 || l >= layers;
+    const bool dense = l < 3;
+    c.layers.push_back({AttentionKind::kMla, full ? IndexerKind::kFull : IndexerKind::kShared,
+                        dense ? FfnKind::kDense : FfnKind::kMoe});
+    LayerWeights w;
+    w.parameters = 165'019'648 + (full ? 9'371'904 : 0) + (dense ? 226'492'416 : 39'321'600);
+    w.attention = Bytes(165'019'648 * 5.6 / 8);
+    w.indexer = full ? Bytes(9'371'904 * 8.5 / 8) : 0;
+    w.shared_expert = dense ? 0 : Bytes(37'748'736 * 6.5625 / 8);
+    w.feed_forward = dense ? Bytes(226'492'416 * 6.5625 / 8) : w.shared_expert + 1'572'864 * 4;
+    w.expert_parameters = dense ? 0 : uint64_t{256} * 37'748'736;
+    w.experts = Bytes(static_cast<double>(w.expert_parameters) * expert_bits / 8);
+    model.weights.layers.push_back(w);
+  }
+  model.weights.embedding = Bytes(951'582'720 * 4.5 / 8);
+  model.weights.head = Bytes(951'582'720 * 6.5625 / 8);
+  return model;
+}
+
+ModelFacts RandomModel(TestRng* rng, int max_layers) {
+  const int kind = Pick(rng, 0, 3);
+  ModelFacts model = GlmLikeModel(Pick(rng, 2, max_layers), Pick(rng, 0, 3) == 0, 2.4);
+  ModelConfig& c = model.config;
+  c.context_length = 1 << Pick(rng, 14, 20);
+  const int dense = Pick(rng, 0, 3);
+  const double scale = 0.02 * Pick(rng, 1, 50);  // of all weights
+  for (size_t l = 0; l < c.layers.size(); ++l) {
+    LayerConfig& layer = c.layers[l];
+    LayerWeights& w = model.weights.layers[l];
+    if (kind != 0) layer.indexer = IndexerKind::kNone;
+    if (kind == 2 || kind == 3) layer.attention = AttentionKind::kGqa;
+    if (kind == 3 && l % 4 != 3 && static_cast<int>(l) < c.num_layers) {
+      layer.attention = AttentionKind::kGatedDeltaNet;
+    }
+    if (layer.indexer == IndexerKind::kNone) w.indexer = 0;
+    const bool moe = static_cast<int>(l) >= dense;
+    layer.ffn = moe ? FfnKind::kMoe : FfnKind::kDense;
+    w.experts = moe ? Bytes(3e9 * scale * Pick(rng, 80, 120) / 100) : 0;
+    w.expert_parameters = w.experts * 3;
+    w.attention = Bytes(static_cast<double>(w.attention) * scale);
+    w.shared_expert = moe ? Bytes(3e7 * scale) : 0;
+    w.feed_forward = moe ? w.shared_expert + 1'000'000 : Bytes(2e8 * scale);
+  }
+  if (kind == 2 || kind == 3) {
+    c.gqa.num_kv_heads = Pick(rng, 1, 8);
+    c.gqa.key_dim = c.gqa.value_dim = 128;
+  }
+  if (kind == 3) {
+    c.delta_net = {.num_key_heads = 16, .num_value_heads = 32, .head_dim = 128, .conv_kernel = 4};
+  }
+  c.moe.num_experts = 1 << Pick(rng, 3, 8);
+  c.moe.top_k = Pick(rng, 1, 8);
+  return model;
+}
+
+GpuFacts TestGpu(int index, double memory_gib, double read, double link) {
+  GpuFacts gpu;
+  gpu.index = index;
+  gpu.name = "test";
+  gpu.memory_bytes = gpu.free_bytes = Bytes(memory_gib * (1 << 30));
+  gpu.read_gb_per_s = read;
+  gpu.bf16_tflops = read / 12;
+  gpu.to_device_gb_per_s = gpu.from_device_gb_per_s = link;
+  return gpu;
+}
+
+HostFacts TestHost(const std::string& name, int cores, double memory_gib, double dram_read) {
+  HostFacts host;
+  host.name = name;
+  host.cpu.cores = host.cpu.threads = cores;
+  host.memory.total_bytes = host.memory.available_bytes = Bytes(memory_gib * (1 << 30));
+  host.dram_read = {{cores, dram_read}};
+  return host;
+}
+
+Rig RandomRig(TestRng* rng, const ModelFacts& model, int max_hosts, int max_gpus) {
+  const double size = static_cast<double>(model.weights.total()) / (1 << 30);
+  Rig rig;
+  rig.name = "random";
+  const int hosts = Pick(rng, 1, max_hosts);
+  const int gpus = Pick(rng, 0, max_gpus);
+  for (int h = 0; h < hosts; ++h) {
+    rig.hosts.push_back(TestHost(absl::StrCat("box", h + 1), Pick(rng, 2, 32),
+                                 5 + size * Pick(rng, 5, 150) / 100, Pick(rng, 20, 400)));
+  }
+  constexpr double kLinks[] = {0.8, 3, 6, 12, 25, 50};
+  for (int g = 0; g < gpus; ++g) {
+    HostFacts& host = rig.hosts[S(Pick(rng, 0, hosts - 1))];
+    const double memory = 2 + size * Pick(rng, 3, 80) / 100;
+    host.gpus.push_back(TestGpu(static_cast<int>(host.gpus.size()), memory, Pick(rng, 300, 3000),
+                                kLinks[Pick(rng, 0, 5)]));
+  }
+  return rig;
+}
+
+std::map<std::string, uint64_t> Recount(const PlanRequest& request, const Placement& placement) {
+  std::map<std::string, uint64_t> bytes;
+  for (size_t d = 0; d < placement.deployments.size(); ++d) {
+    const DeploymentPlacement& placed = placement.deployments[d];
+    const ModelFacts& model = *request.deployments[d].model;
+    for (size_t i = 0; i < placed.stages.size(); ++i) {
+      const StagePlacement& s = placed.stages[i];
+      const bool cuda = !s.device.is_cpu();
+      uint64_t& device = bytes[s.device.text()];
+      for (int l = s.layers.first; l < s.layers.last; ++l) {
+        device += LayerBytes(model, placed.shape, cuda, l);
+        if (l >= s.resident_experts.first && l < s.resident_experts.last) {
+          device += model.weights.layers[S(l)].experts;
+        }
+      }
+      const bool asks = !s.remote_experts.empty();
+      const StageDuties duties = {.device = cuda ? DeviceKind::kCuda : DeviceKind::kCpu,
+                                  .embeds = i == 0,
+                                  .has_head = i + 1 == placed.stages.size(),
+                                  .receives = i > 0,
+                                  .sends = i + 1 < placed.stages.size(),
+                                  .asks_experts = asks,
+                                  .streams_experts = asks && cuda};
+      // The parts without a layer are constants of the bill, with no second truth to count by.
+      device += StageBaseBill(model, placed.shape, duties).total();
+      if (cuda) {
+        bytes[s.device.host + "/cpu"] += StageHostBill(model, placed.shape, duties).total();
+      }
+    }
+    for (const ExpertsPlacement& e : placed.experts) {
+      uint64_t& device = bytes[e.device.text()];
+      device += ExpertsBaseBill(model, placed.shape).total();
+      for (const LayerRange& range : e.layers) {
+        for (int l = range.first; l < range.last; ++l) device += model.weights.layers[S(l)].experts;
+      }
+    }
+  }
+  return bytes;
+}
+
+std::string PlanFault(const PlanRequest& request, const Placement& placement) {
+  if (placement.deployments.size() != request.deployments.size()) return "a deployment is missing";
+  for (size_t d = 0; d < placement.deployments.size(); ++d) {
+    const DeploymentWish& wish = request.deployments[d];
+    const DeploymentPlacement& placed = placement.deployments[d];
+    for (const std::string& fault : {RangeFault(wish, placed), PinFault(wish, placed)}) {
+      if (!fault.empty()) return absl::StrCat(wish.name, ": ", fault);
+    }
+    if (placed.shape.num_pages * 64 < placed.context) return "the KV cache is short";
+    if (!(placed.speed.decode_ms > 0) || !std::isfinite(placed.speed.decode_ms) ||
+        !(placed.speed.prefill_tokens_per_s > 0)) {
+      return "no speed";
+    }
+  }
+  std::map<std::string, uint64_t> bytes = Recount(request, placement);
+  for (const HostFacts& host : request.rig.hosts) {
+    const uint64_t ram = host.memory.available_bytes;
+    if (bytes[host.name + "/cpu"] > ram - std::min(ram, uint64_t{2} << 30)) {
+      return host.name + ": RAM is over-committed";
+    }
+    for (const GpuFacts& gpu : host.gpus) {
+      const std::string name = absl::StrCat(host.name, "/cuda:", gpu.index);
+      if (static_cast<double>(bytes[name]) > 0.95 * static_cast<double>(gpu.memory_bytes)) {
+        return name + " is over-committed";
+      }
+    }
+  }
+  for (const DeviceTotal& device : placement.devices) {
+    if (device.used() != bytes[device.device.text()]) {
+      return absl::StrCat(device.device.text(), ": billed ", device.used(), ", recounted ",
+                          bytes[device.device.text()]);
+    }
+  }
+  return "";
+}
+
+}  // namespace packtrain
