@@ -9,6 +9,7 @@
 // Qwen3.6-35B-A3B's 2048x512 and 512x2048.
 
 #include <sched.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -54,7 +55,14 @@ struct FreeDeleter {
 };
 using Buffer = std::unique_ptr<void, FreeDeleter>;
 
-Buffer Allocate(size_t bytes) { return Buffer(std::aligned_alloc(64, (bytes + 63) / 64 * 64)); }
+// In huge pages where the kernel gives them, as weights in memory are.
+Buffer Allocate(size_t bytes) {
+  constexpr size_t kPage = 2 << 20;
+  const size_t size = (bytes + kPage - 1) / kPage * kPage;
+  Buffer buffer(std::aligned_alloc(kPage, size));
+  madvise(buffer.get(), size, MADV_HUGEPAGE);
+  return buffer;
+}
 
 std::vector<std::string> Split(const std::string& list) {
   std::vector<std::string> items;

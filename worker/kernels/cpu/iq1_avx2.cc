@@ -29,19 +29,19 @@ class Iq1S : public Iq1 {
  public:
   static constexpr size_t kBlockBytes = 50;
 
-  void Unpack(const uint8_t* p, WeightUnit* unit) const {
-    SetScales(ForBoth(OddOfThree(_mm_srli_epi16(Load128(p + 34), 11))), unit);
-    unit->d = LoadHalf(p);
-#pragma GCC unroll 8
-    for (int b = 0; b < 8; ++b) {
-      const uint8_t* i = p + 2 + 4 * b;
-      uint16_t word;
-      __builtin_memcpy(&word, p + 34 + 2 * b, sizeof word);
-      const uint64_t high = word;
-      const Vec w = FourEntries(grid_, i[0] | (high << 8 & 0x700), i[1] | (high << 5 & 0x700),
-                                i[2] | (high << 2 & 0x700), i[3] | (high >> 1 & 0x700));
-      unit->w[b] = _mm256_add_epi8(w, _mm256_set1_epi8((word & 0x8000) != 0 ? 0 : 2));
-    }
+  void Open(const uint8_t* p, Header* h) const {
+    h->scales = ForBoth(OddOfThree(_mm_srli_epi16(Load128(p + 34), 11)));
+    h->d = LoadHalf(p);
+  }
+
+  Vec Weights(const uint8_t* p, const Header&, int b) const {
+    const uint8_t* i = p + 2 + 4 * b;
+    uint16_t word;
+    __builtin_memcpy(&word, p + 34 + 2 * b, sizeof word);
+    const uint64_t high = word;
+    const Vec w = FourEntries(grid_, i[0] | (high << 8 & 0x700), i[1] | (high << 5 & 0x700),
+                              i[2] | (high << 2 & 0x700), i[3] | (high >> 1 & 0x700));
+    return _mm256_add_epi8(w, _mm256_set1_epi8((word & 0x8000) != 0 ? 0 : 2));
   }
 
  private:
@@ -52,7 +52,7 @@ class Iq1M : public Iq1 {
  public:
   static constexpr size_t kBlockBytes = 56;
 
-  void Unpack(const uint8_t* p, WeightUnit* unit) const {
+  void Open(const uint8_t* p, Header* h) const {
     const uint64_t words = Load64(p + 48);
     // Scale g is at bit 3 (g % 4) of word g / 4. Words of even groups, then of odd ones.
     const __m128i all = _mm_cvtsi64_si128(static_cast<int64_t>(words));
@@ -63,22 +63,22 @@ class Iq1M : public Iq1 {
           twice, _mm_setr_epi16(first, second, first, second, first, second, first, second));
       return OddOfThree(_mm_srli_epi16(up, 8));
     };
-    SetScales(_mm256_set_m128i(scales(64, 1), scales(512, 8)), unit);
-    unit->d = _cvtsh_ss(static_cast<uint16_t>(_pext_u64(words, 0xf000f000f000f000)));
-#pragma GCC unroll 8
-    for (int b = 0; b < 8; ++b) {
-      const uint8_t* i = p + 4 * b;
-      const uint64_t low = p[32 + 2 * b], high = p[33 + 2 * b];
-      const Vec w = FourEntries(grid_, i[0] | (low << 8 & 0x700), i[1] | (low << 4 & 0x700),
-                                i[2] | (high << 8 & 0x700), i[3] | (high << 4 & 0x700));
-      const Vec bit =
-          _mm256_setr_epi64x(0x0808080808080808, static_cast<int64_t>(0x8080808080808080),
-                             0x0808080808080808, static_cast<int64_t>(0x8080808080808080));
-      const Vec source = _mm256_set_m128i(_mm_set1_epi8(static_cast<char>(high)),
-                                          _mm_set1_epi8(static_cast<char>(low)));
-      const Vec minus = _mm256_cmpeq_epi8(_mm256_and_si256(source, bit), bit);
-      unit->w[b] = _mm256_add_epi8(w, _mm256_andnot_si256(minus, _mm256_set1_epi8(2)));
-    }
+    h->scales = _mm256_set_m128i(scales(64, 1), scales(512, 8));
+    h->d = _cvtsh_ss(static_cast<uint16_t>(_pext_u64(words, 0xf000f000f000f000)));
+  }
+
+  Vec Weights(const uint8_t* p, const Header&, int b) const {
+    const uint8_t* i = p + 4 * b;
+    const uint64_t low = p[32 + 2 * b], high = p[33 + 2 * b];
+    const Vec w = FourEntries(grid_, i[0] | (low << 8 & 0x700), i[1] | (low << 4 & 0x700),
+                              i[2] | (high << 8 & 0x700), i[3] | (high << 4 & 0x700));
+    const Vec bit =
+        _mm256_setr_epi64x(0x0808080808080808, static_cast<int64_t>(0x8080808080808080),
+                           0x0808080808080808, static_cast<int64_t>(0x8080808080808080));
+    const Vec source = _mm256_set_m128i(_mm_set1_epi8(static_cast<char>(high)),
+                                        _mm_set1_epi8(static_cast<char>(low)));
+    const Vec minus = _mm256_cmpeq_epi8(_mm256_and_si256(source, bit), bit);
+    return _mm256_add_epi8(w, _mm256_andnot_si256(minus, _mm256_set1_epi8(2)));
   }
 
  private:

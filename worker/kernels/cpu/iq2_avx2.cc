@@ -23,20 +23,19 @@ class Iq2Xxs : public Iq2 {
  public:
   static constexpr size_t kBlockBytes = 66;
 
-  void Unpack(const uint8_t* p, WeightUnit* unit) const {
+  void Open(const uint8_t* p, Header* h) const {
     const __m256 low = _mm256_castsi256_ps(Load(p + 2)), high = _mm256_castsi256_ps(Load(p + 34));
     const Vec words =
         _mm256_permute4x64_epi64(_mm256_castps_si256(_mm256_shuffle_ps(low, high, 0xdd)), 0xd8);
-    alignas(32) uint32_t signs[8];
-    _mm256_store_si256(reinterpret_cast<__m256i*>(signs), SignBytes(words));
-    SetScales(WordScales(words), unit);
-    unit->d = LoadHalf(p);
-#pragma GCC unroll 8
-    for (int b = 0; b < 8; ++b) {
-      const uint32_t i = Load32(p + 2 + 8 * b);
-      const Vec w = FourEntries(grid_, i & 255, i >> 8 & 255, i >> 16 & 255, i >> 24);
-      unit->w[b] = ApplySigns(w, _mm256_set1_epi32(static_cast<int>(signs[b])), SpreadBytes());
-    }
+    _mm256_store_si256(reinterpret_cast<__m256i*>(h->signs), SignBytes(words));
+    h->scales = WordScales(words);
+    h->d = LoadHalf(p);
+  }
+
+  Vec Weights(const uint8_t* p, const Header& h, int b) const {
+    const uint32_t i = Load32(p + 2 + 8 * b);
+    const Vec w = FourEntries(grid_, i & 255, i >> 8 & 255, i >> 16 & 255, i >> 24);
+    return ApplySigns(w, SignsOf(h, b), SpreadBytes());
   }
 
  private:
@@ -47,25 +46,24 @@ class Iq2Xs : public Iq2 {
  public:
   static constexpr size_t kBlockBytes = 74;
 
-  void Unpack(const uint8_t* p, WeightUnit* unit) const {
+  void Open(const uint8_t* p, Header* h) const {
     // The low byte of each word becomes the group's sign byte.
-    alignas(32) uint64_t signs[8];
     for (int half = 0; half < 2; ++half) {
       const Vec sevens = _mm256_srli_epi16(Load(p + 2 + 32 * half), 9);
       const Vec folded = _mm256_xor_si256(sevens, _mm256_srli_epi16(sevens, 4));
       const Vec parity =
           _mm256_shuffle_epi8(ParityOfNibbles(), _mm256_and_si256(folded, _mm256_set1_epi16(15)));
-      _mm256_store_si256(reinterpret_cast<__m256i*>(signs + 4 * half),
+      _mm256_store_si256(reinterpret_cast<__m256i*>(h->signs + 4 * half),
                          _mm256_or_si256(sevens, parity));
     }
-    SetScales(NibbleScales(p + 66), unit);
-    unit->d = LoadHalf(p);
-#pragma GCC unroll 8
-    for (int b = 0; b < 8; ++b) {
-      const uint64_t i = Load64(p + 2 + 8 * b);
-      const Vec w = FourEntries(grid_, i & 511, i >> 16 & 511, i >> 32 & 511, i >> 48 & 511);
-      unit->w[b] = ApplySigns(w, _mm256_set1_epi64x(static_cast<int64_t>(signs[b])), SpreadWords());
-    }
+    h->scales = NibbleScales(p + 66);
+    h->d = LoadHalf(p);
+  }
+
+  Vec Weights(const uint8_t* p, const Header& h, int b) const {
+    const uint64_t i = Load64(p + 2 + 8 * b);
+    const Vec w = FourEntries(grid_, i & 511, i >> 16 & 511, i >> 32 & 511, i >> 48 & 511);
+    return ApplySigns(w, _mm256_set1_epi64x(static_cast<int64_t>(h.signs[b])), SpreadWords());
   }
 
  private:
@@ -76,18 +74,18 @@ class Iq2S : public Iq2 {
  public:
   static constexpr size_t kBlockBytes = 82;
 
-  void Unpack(const uint8_t* p, WeightUnit* unit) const {
-    SetScales(NibbleScales(p + 74), unit);
-    unit->d = LoadHalf(p);
-#pragma GCC unroll 8
-    for (int b = 0; b < 8; ++b) {
-      const uint8_t* i = p + 2 + 4 * b;
-      const uint64_t high = p[66 + b];
-      const Vec w = FourEntries(grid_, i[0] | (high << 8 & 0x300), i[1] | (high << 6 & 0x300),
-                                i[2] | (high << 4 & 0x300), i[3] | (high << 2 & 0x300));
-      unit->w[b] =
-          ApplySigns(w, _mm256_set1_epi32(static_cast<int>(Load32(p + 34 + 4 * b))), SpreadBytes());
-    }
+  void Open(const uint8_t* p, Header* h) const {
+    h->scales = NibbleScales(p + 74);
+    h->d = LoadHalf(p);
+  }
+
+  Vec Weights(const uint8_t* p, const Header&, int b) const {
+    const uint8_t* i = p + 2 + 4 * b;
+    const uint64_t high = p[66 + b];
+    const Vec w = FourEntries(grid_, i[0] | (high << 8 & 0x300), i[1] | (high << 6 & 0x300),
+                              i[2] | (high << 4 & 0x300), i[3] | (high << 2 & 0x300));
+    return ApplySigns(w, _mm256_set1_epi32(static_cast<int>(Load32(p + 34 + 4 * b))),
+                      SpreadBytes());
   }
 
  private:

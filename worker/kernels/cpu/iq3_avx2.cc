@@ -23,21 +23,19 @@ class Iq3Xxs : public Iq3 {
   static constexpr size_t kBlockBytes = 98;
   static constexpr float kResultScale = 0.25f;
 
-  void Unpack(const uint8_t* p, WeightUnit* unit) const {
+  void Open(const uint8_t* p, Header* h) const {
     const Vec words = Load(p + 66);
-    alignas(32) uint32_t signs[8];
-    _mm256_store_si256(reinterpret_cast<__m256i*>(signs), SignBytes(words));
-    SetScales(WordScales(words), unit);
-    unit->d = LoadHalf(p);
-#pragma GCC unroll 8
-    for (int b = 0; b < 8; ++b) {
-      const uint64_t i = Load64(p + 2 + 8 * b);
-      const Vec w = FourPairs(TwoEntries(grid_, i & 255, i >> 8 & 255),
-                              TwoEntries(grid_, i >> 16 & 255, i >> 24 & 255),
-                              TwoEntries(grid_, i >> 32 & 255, i >> 40 & 255),
-                              TwoEntries(grid_, i >> 48 & 255, i >> 56));
-      unit->w[b] = ApplySigns(w, _mm256_set1_epi32(static_cast<int>(signs[b])), SpreadBytes());
-    }
+    _mm256_store_si256(reinterpret_cast<__m256i*>(h->signs), SignBytes(words));
+    h->scales = WordScales(words);
+    h->d = LoadHalf(p);
+  }
+
+  Vec Weights(const uint8_t* p, const Header& h, int b) const {
+    const uint64_t i = Load64(p + 2 + 8 * b);
+    const Vec w = FourPairs(
+        TwoEntries(grid_, i & 255, i >> 8 & 255), TwoEntries(grid_, i >> 16 & 255, i >> 24 & 255),
+        TwoEntries(grid_, i >> 32 & 255, i >> 40 & 255), TwoEntries(grid_, i >> 48 & 255, i >> 56));
+    return ApplySigns(w, SignsOf(h, b), SpreadBytes());
   }
 
  private:
@@ -49,24 +47,22 @@ class Iq3S : public Iq3 {
   static constexpr size_t kBlockBytes = 110;
   static constexpr float kResultScale = 1.0f;
 
-  void Unpack(const uint8_t* p, WeightUnit* unit) const {
+  void Open(const uint8_t* p, Header* h) const {
     const Vec shifts = _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28);
     const Vec nibbles =
         _mm256_srlv_epi32(_mm256_set1_epi32(static_cast<int>(Load32(p + 106))), shifts);
-    SetScales(WordScales(_mm256_slli_epi32(nibbles, 28)), unit);
-    unit->d = LoadHalf(p);
-#pragma GCC unroll 8
-    for (int b = 0; b < 8; ++b) {
-      const uint8_t* i = p + 2 + 8 * b;
-      const uint64_t high = p[66 + b];
-      const auto two = [&](int n) {
-        return TwoEntries(grid_, i[n] | (high << (8 - n) & 256),
-                          i[n + 1] | (high << (7 - n) & 256));
-      };
-      unit->w[b] =
-          ApplySigns(FourPairs(two(0), two(2), two(4), two(6)),
-                     _mm256_set1_epi32(static_cast<int>(Load32(p + 74 + 4 * b))), SpreadBytes());
-    }
+    h->scales = WordScales(_mm256_slli_epi32(nibbles, 28));
+    h->d = LoadHalf(p);
+  }
+
+  Vec Weights(const uint8_t* p, const Header&, int b) const {
+    const uint8_t* i = p + 2 + 8 * b;
+    const uint64_t high = p[66 + b];
+    const auto two = [&](int n) {
+      return TwoEntries(grid_, i[n] | (high << (8 - n) & 256), i[n + 1] | (high << (7 - n) & 256));
+    };
+    return ApplySigns(FourPairs(two(0), two(2), two(4), two(6)),
+                      _mm256_set1_epi32(static_cast<int>(Load32(p + 74 + 4 * b))), SpreadBytes());
   }
 
  private:

@@ -19,31 +19,8 @@ inline Vec And(Vec x, uint8_t mask) {
 }
 
 // Bit `from` of every byte moved to bit `to`, other bits of `mask` with it.
-template <int kFrom, int kTo>
-inline Vec MoveBits(Vec x, uint8_t mask) {
-  if constexpr (kFrom <= kTo) {
-    return And(_mm256_slli_epi16(x, kTo - kFrom), mask);
-  } else {
-    return And(_mm256_srli_epi16(x, kFrom - kTo), mask);
-  }
-}
-
-// Calls f with 0..7 as types, so that shift counts are constants.
-template <int kValue>
-struct Int {
-  static constexpr int value = kValue;
-};
-
-template <typename F>
-[[gnu::always_inline]] inline void ForEachVector(F f) {
-  f(Int<0>());
-  f(Int<1>());
-  f(Int<2>());
-  f(Int<3>());
-  f(Int<4>());
-  f(Int<5>());
-  f(Int<6>());
-  f(Int<7>());
+inline Vec MoveBits(Vec x, int from, int to, uint8_t mask) {
+  return And(from <= to ? _mm256_slli_epi16(x, to - from) : _mm256_srli_epi16(x, from - to), mask);
 }
 
 // Sixteen bytes as 16-bit values, those of even groups first.
@@ -61,61 +38,54 @@ struct WithMins : KQuant {
 };
 
 // The 6-bit scales and minima of Q4_K and Q5_K.
-inline void K4Scales(const uint8_t* p, WeightUnit* unit) {
+inline void K4Scales(const uint8_t* p, Header* h) {
   const uint32_t a = Load32(p + 4), b = Load32(p + 8), c = Load32(p + 12);
   const uint64_t scale_high = (c & 0x0f0f0f0f) | (a >> 2 & 0x30303030);
   const uint64_t min_high = (c >> 4 & 0x0f0f0f0f) | (b >> 2 & 0x30303030);
   const auto words = [](uint64_t bytes) {
     return ForBoth(_mm_cvtepu8_epi16(_mm_cvtsi64_si128(static_cast<int64_t>(bytes))));
   };
-  SetScales(words((a & 0x3f3f3f3f) | scale_high << 32), unit);
-  unit->mins = words((b & 0x3f3f3f3f) | min_high << 32);
-  unit->d = LoadHalf(p);
-  unit->dmin = LoadHalf(p + 2);
+  h->scales = words((a & 0x3f3f3f3f) | scale_high << 32);
+  h->mins = words((b & 0x3f3f3f3f) | min_high << 32);
+  h->d = LoadHalf(p);
+  h->dmin = LoadHalf(p + 2);
 }
 
 struct Q4K : WithMins {
   static constexpr size_t kBlockBytes = 144;
 
-  void Unpack(const uint8_t* p, WeightUnit* unit) const {
-    K4Scales(p, unit);
-#pragma GCC unroll 4
-    for (int c = 0; c < 4; ++c) {
-      const Vec q = Load(p + 16 + 32 * c);
-      unit->w[2 * c] = And(q, 15);
-      unit->w[2 * c + 1] = And(_mm256_srli_epi16(q, 4), 15);
-    }
+  void Open(const uint8_t* p, Header* h) const { K4Scales(p, h); }
+
+  Vec Weights(const uint8_t* p, const Header&, int b) const {
+    return MoveBits(Load(p + 16 + 32 * (b / 2)), 4 * (b % 2), 0, 15);
   }
 };
 
 struct Q5K : WithMins {
   static constexpr size_t kBlockBytes = 176;
 
-  void Unpack(const uint8_t* p, WeightUnit* unit) const {
-    K4Scales(p, unit);
-    const Vec high = Load(p + 16);
-    ForEachVector([&](auto index) {
-      constexpr int b = decltype(index)::value;
-      const Vec q = MoveBits<4 * (b % 2), 0>(Load(p + 48 + 32 * (b / 2)), 15);
-      unit->w[b] = _mm256_or_si256(q, MoveBits<b, 4>(high, 16));
-    });
+  void Open(const uint8_t* p, Header* h) const { K4Scales(p, h); }
+
+  Vec Weights(const uint8_t* p, const Header&, int b) const {
+    const Vec q = MoveBits(Load(p + 48 + 32 * (b / 2)), 4 * (b % 2), 0, 15);
+    return _mm256_or_si256(q, MoveBits(Load(p + 16), b, 4, 16));
   }
 };
 
 struct Q2K : WithMins {
   static constexpr size_t kBlockBytes = 84;
 
-  void Unpack(const uint8_t* p, WeightUnit* unit) const {
+  void Open(const uint8_t* p, Header* h) const {
     const __m128i both = EvenThenOdd(Load128(p));
     const __m128i low = _mm_set1_epi8(15);
-    SetScales(_mm256_cvtepu8_epi16(_mm_and_si128(both, low)), unit);
-    unit->mins = _mm256_cvtepu8_epi16(_mm_and_si128(_mm_srli_epi16(both, 4), low));
-    unit->d = LoadHalf(p + 80);
-    unit->dmin = LoadHalf(p + 82);
-    ForEachVector([&](auto index) {
-      constexpr int b = decltype(index)::value;
-      unit->w[b] = MoveBits<2 * (b % 4), 0>(Load(p + 16 + 32 * (b / 4)), 3);
-    });
+    h->scales = _mm256_cvtepu8_epi16(_mm_and_si128(both, low));
+    h->mins = _mm256_cvtepu8_epi16(_mm_and_si128(_mm_srli_epi16(both, 4), low));
+    h->d = LoadHalf(p + 80);
+    h->dmin = LoadHalf(p + 82);
+  }
+
+  Vec Weights(const uint8_t* p, const Header&, int b) const {
+    return MoveBits(Load(p + 16 + 32 * (b / 4)), 2 * (b % 4), 0, 3);
   }
 };
 
@@ -124,7 +94,7 @@ struct Q3K : KQuant {
   static constexpr bool kMins = false, kSigned = false;
   static Vec Offset(Vec x) { return _mm256_slli_epi32(x, 2); }
 
-  void Unpack(const uint8_t* p, WeightUnit* unit) const {
+  void Open(const uint8_t* p, Header* h) const {
     const uint64_t low = Load64(p + 96);
     const uint64_t high = Load32(p + 104);
     constexpr uint64_t kNibbles = 0x0f0f0f0f0f0f0f0f;
@@ -134,15 +104,13 @@ struct Q3K : KQuant {
         (low >> 4 & kNibbles) | (high >> 4 & kPairs) << 4 | (high >> 6 & kPairs) << 36;
     const __m128i biased =
         _mm_set_epi64x(static_cast<int64_t>(second), static_cast<int64_t>(first));
-    SetScales(_mm256_sub_epi16(_mm256_cvtepu8_epi16(EvenThenOdd(biased)), _mm256_set1_epi16(32)),
-              unit);
-    unit->d = LoadHalf(p + 108);
-    const Vec mask = Load(p);
-    ForEachVector([&](auto index) {
-      constexpr int b = decltype(index)::value;
-      const Vec q = MoveBits<2 * (b % 4), 0>(Load(p + 32 + 32 * (b / 4)), 3);
-      unit->w[b] = _mm256_or_si256(q, MoveBits<b, 2>(mask, 4));
-    });
+    h->scales = _mm256_sub_epi16(_mm256_cvtepu8_epi16(EvenThenOdd(biased)), _mm256_set1_epi16(32));
+    h->d = LoadHalf(p + 108);
+  }
+
+  Vec Weights(const uint8_t* p, const Header&, int b) const {
+    const Vec q = MoveBits(Load(p + 32 + 32 * (b / 4)), 2 * (b % 4), 0, 3);
+    return _mm256_or_si256(q, MoveBits(Load(p), b, 2, 4));
   }
 };
 
@@ -151,14 +119,15 @@ struct Q6K : KQuant {
   static constexpr bool kMins = false, kSigned = false;
   static Vec Offset(Vec x) { return _mm256_slli_epi32(x, 5); }
 
-  void Unpack(const uint8_t* p, WeightUnit* unit) const {
-    SetScales(_mm256_cvtepi8_epi16(EvenThenOdd(Load128(p + 192))), unit);
-    unit->d = LoadHalf(p + 208);
-    ForEachVector([&](auto index) {
-      constexpr int b = decltype(index)::value, n = b / 4, k = b % 4;
-      const Vec q = MoveBits<4 * (k / 2), 0>(Load(p + 64 * n + 32 * (k % 2)), 15);
-      unit->w[b] = _mm256_or_si256(q, MoveBits<2 * k, 4>(Load(p + 128 + 32 * n), 0x30));
-    });
+  void Open(const uint8_t* p, Header* h) const {
+    h->scales = _mm256_cvtepi8_epi16(EvenThenOdd(Load128(p + 192)));
+    h->d = LoadHalf(p + 208);
+  }
+
+  Vec Weights(const uint8_t* p, const Header&, int b) const {
+    const int n = b / 4, k = b % 4;
+    const Vec q = MoveBits(Load(p + 64 * n + 32 * (k % 2)), 4 * (k / 2), 0, 15);
+    return _mm256_or_si256(q, MoveBits(Load(p + 128 + 32 * n), 2 * k, 4, 0x30));
   }
 };
 
@@ -166,21 +135,20 @@ struct Iq4Xs : KQuant {
   static constexpr size_t kBlockBytes = 136;
   static constexpr bool kMins = false, kSigned = true;
 
-  void Unpack(const uint8_t* p, WeightUnit* unit) const {
+  void Open(const uint8_t* p, Header* h) const {
     // Eight 2-bit fields of one word, and eight nibbles.
     const uint64_t head = Load64(p);
     const uint64_t low = _pdep_u64(head >> 32, 0x0f0f0f0f0f0f0f0f);
     const uint64_t high = _pdep_u64(head >> 16 & 0xffff, 0x3030303030303030);
     const __m128i biased = _mm_cvtepu8_epi16(_mm_cvtsi64_si128(static_cast<int64_t>(low | high)));
-    SetScales(ForBoth(_mm_sub_epi16(biased, _mm_set1_epi16(32))), unit);
-    unit->d = LoadHalf(p);
-    const Vec values = ForBoth(_mm_loadu_si128(reinterpret_cast<const __m128i*>(kIq4NlValues)));
-#pragma GCC unroll 8
-    for (int b = 0; b < 8; ++b) {
-      const __m128i q = Load128(p + 8 + 16 * b);
-      const Vec nibbles = And(_mm256_set_m128i(_mm_srli_epi16(q, 4), q), 15);
-      unit->w[b] = _mm256_shuffle_epi8(values, nibbles);
-    }
+    h->scales = ForBoth(_mm_sub_epi16(biased, _mm_set1_epi16(32)));
+    h->d = LoadHalf(p);
+  }
+
+  Vec Weights(const uint8_t* p, const Header&, int b) const {
+    const __m128i q = Load128(p + 8 + 16 * b);
+    const Vec nibbles = And(_mm256_set_m128i(_mm_srli_epi16(q, 4), q), 15);
+    return _mm256_shuffle_epi8(ForBoth(Load128(kIq4NlValues)), nibbles);
   }
 };
 
