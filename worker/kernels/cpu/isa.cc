@@ -1,13 +1,23 @@
 #include "worker/kernels/cpu/isa.h"
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 namespace packtrain {
 namespace {
 
 #if defined(__x86_64__)
+// Not among the features that clang 14 can name.
+bool HasF16c() {
+  unsigned eax, ebx, ecx, edx;
+  return __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && (ecx & bit_F16C) != 0;
+}
+
 // The compiler's run-time checks the OS's XCR0 bits before it reports a vector extension.
 bool HasAvx2() {
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-         __builtin_cpu_supports("f16c") && __builtin_cpu_supports("bmi2");
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && HasF16c() &&
+         __builtin_cpu_supports("bmi2");
 }
 
 bool HasAvx512() {
