@@ -35,6 +35,7 @@ class GrpcSendLink : public SendLink {
       : channel_(std::move(channel)), stub_(channel_), max_bytes_(max_bytes) {}
 
   ~GrpcSendLink() override {
+    EndGracefully();
     context_.TryCancel();
     if (call_ != nullptr) {
       const auto forever = Clock::now() + std::chrono::hours(1);
@@ -88,6 +89,16 @@ class GrpcSendLink : public SendLink {
   LinkStats stats() const override { return {bundles_.load(), bytes_.load()}; }
 
  private:
+  // Cancelling a call may take back bundles that the receiver has not read yet.
+  void EndGracefully() {
+    if (call_ == nullptr || broken_ || starting_ || writing_) return;
+    writing_ = true;
+    call_->WritesDone(Tag(Event::kWritten));
+    const auto deadline = Clock::now() + std::chrono::seconds(1);
+    while ((writing_ || reading_) && Next(deadline).ok()) {
+    }
+  }
+
   enum class Event : intptr_t { kStarted = 1, kWritten, kRead, kFinished };
   static void* Tag(Event event) { return reinterpret_cast<void*>(event); }
 
