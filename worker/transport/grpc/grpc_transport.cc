@@ -117,6 +117,7 @@ class GrpcSendLink : public SendLink {
         break;
       case Event::kWritten:
         writing_ = false;
+        written_ = ok;
         break;
       case Event::kRead:
         reading_ = false;
@@ -202,7 +203,9 @@ class GrpcSendLink : public SendLink {
     // Through to the socket: the slices refer to the bundle, which is the caller's again after
     // this.
     call_->Write(frame, grpc::WriteOptions().set_write_through(), Tag(Event::kWritten));
-    return Pump(deadline, [this] { return !writing_; });
+    // The receiver may take the frame and go: what counts is this write.
+    while (writing_) RETURN_IF_ERROR(Next(deadline));
+    return written_ ? absl::OkStatus() : absl::UnavailableError("the receiver is gone");
   }
 
   const std::shared_ptr<grpc::Channel> channel_;
@@ -214,7 +217,8 @@ class GrpcSendLink : public SendLink {
   grpc::ByteBuffer credit_;
   grpc::Status finish_status_;
   uint32_t credits_ = 0;
-  bool starting_ = false, writing_ = false, reading_ = false, finished_ = false, broken_ = false;
+  bool starting_ = false, writing_ = false, written_ = false, reading_ = false;
+  bool finished_ = false, broken_ = false;
   std::atomic<uint64_t> bundles_{0}, bytes_{0};
 };
 
