@@ -261,9 +261,13 @@ TEST_P(TransportConformanceTest, CloseTwiceIsCloseOnce) {
 TEST_P(TransportConformanceTest, WhatWasSentBeforeTheSenderWentIsStillReceived) {
   Open();
   ASSERT_TRUE(send_->Send(Make(1, 1, 8), Later()).ok());
+  ASSERT_TRUE(send_->Send(Make(2, 50, 6144), Later()).ok());
+  send_.reset();
   Bundle got;
   ASSERT_TRUE(receive_->Receive(&got, Later()).ok());
-  send_.reset();
+  const absl::Status status = receive_->Receive(&got, Later());
+  ASSERT_TRUE(status.ok()) << status;
+  ExpectSame(got, Make(2, 50, 6144));
   EXPECT_EQ(receive_->Receive(&got, Later()).code(), absl::StatusCode::kUnavailable);
 }
 

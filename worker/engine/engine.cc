@@ -191,7 +191,7 @@ class Engine::Impl {
   absl::Status ResolveTokens(const Step& step) {
     if (tokens_from_ != nullptr) {
       // Also when nothing is needed: the last stage must never find the link full.
-      const absl::Status status = ReceiveTokens(UINT64_MAX, Clock::time_point::min());
+      const absl::Status status = ReceiveTokens(UINT64_MAX, Clock::now());
       if (!absl::IsDeadlineExceeded(status)) return LinkError("tokens_from", status);
     }
     forwarded_.clear();

@@ -41,6 +41,10 @@ absl::StatusOr<std::vector<double>> MeasureHop(Transport* transport, const PeerI
                      trips.end());
     times.push_back(trips[trips.size() / 2] / 2);
   }
+  // Each end closes what it receives only after the other has closed what it sends: a bundle is
+  // sent once the sender says so, which may be after its arrival.
+  send = nullptr;
+  receive->Receive(&echo, Clock::now() + kTimeout).IgnoreError();
   return times;
 }
 

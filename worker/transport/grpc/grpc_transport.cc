@@ -35,6 +35,7 @@ class GrpcSendLink : public SendLink {
       : channel_(std::move(channel)), stub_(channel_), max_bytes_(max_bytes) {}
 
   ~GrpcSendLink() override {
+    EndGracefully();
     context_.TryCancel();
     if (call_ != nullptr) {
       const auto forever = Clock::now() + std::chrono::hours(1);
@@ -88,6 +89,16 @@ class GrpcSendLink : public SendLink {
   LinkStats stats() const override { return {bundles_.load(), bytes_.load()}; }
 
  private:
+  // Cancelling a call may take back bundles that the receiver has not read yet.
+  void EndGracefully() {
+    if (call_ == nullptr || broken_ || starting_ || writing_) return;
+    writing_ = true;
+    call_->WritesDone(Tag(Event::kWritten));
+    const auto deadline = Clock::now() + std::chrono::seconds(1);
+    while ((writing_ || reading_) && Next(deadline).ok()) {
+    }
+  }
+
   enum class Event : intptr_t { kStarted = 1, kWritten, kRead, kFinished };
   static void* Tag(Event event) { return reinterpret_cast<void*>(event); }
 
@@ -106,6 +117,7 @@ class GrpcSendLink : public SendLink {
         break;
       case Event::kWritten:
         writing_ = false;
+        written_ = ok;
         break;
       case Event::kRead:
         reading_ = false;
@@ -191,7 +203,9 @@ class GrpcSendLink : public SendLink {
     // Through to the socket: the slices refer to the bundle, which is the caller's again after
     // this.
     call_->Write(frame, grpc::WriteOptions().set_write_through(), Tag(Event::kWritten));
-    return Pump(deadline, [this] { return !writing_; });
+    // The receiver may take the frame and go: what counts is this write.
+    while (writing_) RETURN_IF_ERROR(Next(deadline));
+    return written_ ? absl::OkStatus() : absl::UnavailableError("the receiver is gone");
   }
 
   const std::shared_ptr<grpc::Channel> channel_;
@@ -203,7 +217,8 @@ class GrpcSendLink : public SendLink {
   grpc::ByteBuffer credit_;
   grpc::Status finish_status_;
   uint32_t credits_ = 0;
-  bool starting_ = false, writing_ = false, reading_ = false, finished_ = false, broken_ = false;
+  bool starting_ = false, writing_ = false, written_ = false, reading_ = false;
+  bool finished_ = false, broken_ = false;
   std::atomic<uint64_t> bundles_{0}, bytes_{0};
 };
 
