@@ -197,9 +197,9 @@ absl::Status ReadGqa(const Keys& keys, const ArchDescription& arch, ModelConfig*
 absl::Status ReadDeltaNet(const Keys& keys, ModelConfig* config) {
   DeltaNetConfig& delta = config->delta_net;
   ASSIGN_OR_RETURN(delta.conv_kernel, keys.Size("ssm.conv_kernel", 2, 64));
-  ASSIGN_OR_RETURN(delta.head_dim, keys.Size("ssm.state_size", 1, kMaxSize));
-  ASSIGN_OR_RETURN(delta.num_value_heads, keys.Size("ssm.time_step_rank", 1, kMaxSize));
-  ASSIGN_OR_RETURN(delta.num_key_heads, keys.Size("ssm.group_count", 1, kMaxSize));
+  ASSIGN_OR_RETURN(delta.head_dim, keys.Size("ssm.state_size", 1, 65536));
+  ASSIGN_OR_RETURN(delta.num_value_heads, keys.Size("ssm.time_step_rank", 1, 4096));
+  ASSIGN_OR_RETURN(delta.num_key_heads, keys.Size("ssm.group_count", 1, 4096));
   if (delta.num_value_heads % delta.num_key_heads != 0) {
     return keys.Error("ssm.group_count",
                       absl::StrCat("is ", delta.num_key_heads, ", which does not divide the ",

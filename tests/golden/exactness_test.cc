@@ -167,6 +167,25 @@ INSTANTIATE_TEST_SUITE_P(All, ExactnessTest,
                            return name;
                          });
 
+// The kernels that vector units have, with weights of many types; what they round is their own
+// business, but it must not depend on how the work is cut up.
+TEST(QuantisedExactnessTest, EveryInstructionSetIsExact) {
+  for (const std::string name : {"glm52-wide", "qwen35moe-wide"}) {
+    const std::string folder = PACKTRAIN_SOURCE_DIR "/tests/golden/models/";
+    const TestModel model(folder + name + ".gguf");
+    const std::vector<TokenId> ids =
+        ReadModelGolden(folder + "golden/" + name, "deq-f32").prompts[3].ids;
+    for (const std::string isa : {"scalar", "avx2", "avx512"}) {
+      if (!SelectCpuKernels(isa).ok()) continue;  // this machine has no such unit
+      const std::vector<float> wanted = ModelRunner(model, {.isa = isa}).Prefill(ids, 0, kWhole);
+      ModelRunner runner(model, {.threads = 3, .cuts = {3}, .isa = isa});
+      for (int chunk : {1, 7}) {
+        EXPECT_EQ(runner.Prefill(ids, 0, chunk), wanted) << name << " " << isa << " " << chunk;
+      }
+    }
+  }
+}
+
 // Beyond top_k keys the choice matters: with another one the goldens do not hold.
 TEST(SparseAttentionTest, DenseAttentionWouldFailTheGoldens) {
   const std::vector<TokenId> ids = PromptIds("glm52-f32", "len64");

@@ -1,5 +1,7 @@
 #include "worker/graph/ubatch_check.h"
 
+#include <vector>
+
 #include "absl/strings/str_format.h"
 #include "common/base/status_macros.h"
 
@@ -50,8 +52,16 @@ absl::Status CheckSequence(const UbatchSequence& sequence, const UbatchLimits& l
 absl::Status CheckUbatch(const Ubatch& ubatch, const UbatchLimits& limits,
                          const ModelConfig& config) {
   int64_t rows = 0;
+  std::vector<bool> seen(static_cast<size_t>(limits.num_slots));
   for (const UbatchSequence& sequence : ubatch.sequences) {
     RETURN_IF_ERROR(CheckSequence(sequence, limits, config));
+    // Its rows would be computed side by side although they depend on each other.
+    const auto slot = static_cast<size_t>(sequence.slot);
+    if (seen[slot]) {
+      return absl::InvalidArgumentError(
+          absl::StrFormat("slot %d occurs twice in a ubatch", sequence.slot));
+    }
+    seen[slot] = true;
     rows += sequence.rows;
   }
   if (rows != ubatch.rows || rows > limits.max_tokens) {

@@ -110,6 +110,16 @@ TEST_F(CpuStageTest, WhatReachesOutsideIsRefusedByName) {
   EXPECT_TRUE(Run(stage.get()).ok());
 }
 
+TEST_F(CpuStageTest, ASlotMayOccurOnceInAUbatch) {
+  auto stage = std::move(Create()).value();
+  const UbatchSequence twice[] = {sequence_, sequence_};
+  Ubatch ubatch;
+  ubatch.sequences = twice;
+  ubatch.rows = 2 * sequence_.rows;
+  EXPECT_THAT(std::string(stage->Run(ubatch, {}, &out_).message()),
+              HasSubstr("slot 0 occurs twice"));
+}
+
 TEST_F(CpuStageTest, ABundleOfAnotherShapeIsRefused) {
   spec_.first_layer = 2;  // a layer that shares the choice of layer 1
   spec_.embeds = false;
