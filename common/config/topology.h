@@ -10,17 +10,11 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "common/model/kv_layout.h"
+#include "common/model/layer_range.h"
 
 namespace packtrain {
 
-// Half-open: [first, last). People write and read "26-51", both inclusive.
-struct LayerRange {
-  int first = 0;
-  int last = 0;
-};
 std::string FormatLayers(LayerRange layers);
-
-enum class WorkerRole { kStage, kExperts };
 
 struct HostEntry {
   std::string name;
@@ -33,7 +27,7 @@ struct WorkerEntry {
   WorkerRole role = WorkerRole::kStage;
   std::optional<LayerRange> layers;
   std::optional<LayerRange> resident_experts;
-  int threads = 0;      // 0: one per physical core, shared evenly by the workers of a host
+  int threads = 0;      // 0: one per physical core
   std::string address;  // "host:port" of a worker that runs already; empty: started here
   int line = 0;
 

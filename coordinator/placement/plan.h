@@ -8,15 +8,9 @@
 #include <vector>
 
 #include "common/model/kv_layout.h"
+#include "common/model/layer_range.h"
 
 namespace packtrain {
-
-struct LayerRange {
-  int first = 0;
-  int last = 0;
-};
-
-enum class WorkerRole : uint8_t { kStage, kExperts };
 
 struct WorkerPlan {
   std::string name;     // unique in the deployment: "stage0", "experts0"

@@ -285,7 +285,7 @@ class Planner {
       taken.gpu[h][g] = rig_.hosts[h].gpus[g].memory_bytes;
       const bool stage_left = std::any_of(
           other.workers.begin(), other.workers.end(),
-          [](const WorkerWish& w) { return !w.device.is_cpu() || w.role == WorkerRole::kStage; });
+          [](const WorkerWish& w) { return !w.device.is_cpu() || w.role == WishedRole::kStage; });
       if (!wish.workers.empty() && !stage_left) return absl::OkStatus();
     } else {
       taken.gpu[h][g] = 0;

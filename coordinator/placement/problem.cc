@@ -266,9 +266,9 @@ class Builder {
                                      [](const WorkerWish& o) { return !o.device.is_cpu(); });
     const bool any_stage =
         std::any_of(wish_.workers.begin(), wish_.workers.end(),
-                    [](const WorkerWish& o) { return o.role == WorkerRole::kStage; });
+                    [](const WorkerWish& o) { return o.role == WishedRole::kStage; });
     const bool stage =
-        w.role == WorkerRole::kStage || (w.role == WorkerRole::kPlanned && !any_gpu && !any_stage);
+        w.role == WishedRole::kStage || (w.role == WishedRole::kPlanned && !any_gpu && !any_stage);
     if (stage) {
       AddCpuStage(h, threads);
       return Pins(w);
@@ -284,7 +284,7 @@ class Builder {
   }
 
   absl::Status ListedGpu(const WorkerWish& w, size_t h) {
-    if (w.role == WorkerRole::kExperts) {
+    if (w.role == WishedRole::kExperts) {
       return Wrong(w.device.text() + ": an experts worker runs on a CPU");
     }
     const std::vector<GpuFacts>& gpus = rig_.hosts[h].gpus;

@@ -9,18 +9,9 @@
 
 #include "common/config/rig.h"
 #include "common/model/bill.h"
+#include "common/model/layer_range.h"
 
 namespace packtrain {
-
-// Layers [first, last).
-struct LayerRange {
-  int first = 0;
-  int last = 0;
-
-  int size() const { return last - first; }
-  bool empty() const { return last <= first; }
-  bool operator==(const LayerRange&) const = default;
-};
 
 // A device of the rig: "box1", "cuda:0" or "cpu".
 struct DeviceName {
@@ -32,12 +23,12 @@ struct DeviceName {
   bool operator==(const DeviceName&) const = default;
 };
 
-enum class WorkerRole : uint8_t { kPlanned, kStage, kExperts };
+enum class WishedRole : uint8_t { kPlanned, kStage, kExperts };
 
 // A worker that the user has listed; what is absent is planned.
 struct WorkerWish {
   DeviceName device;
-  WorkerRole role = WorkerRole::kPlanned;      // planned: stage on a GPU, experts on a CPU
+  WishedRole role = WishedRole::kPlanned;      // planned: stage on a GPU, experts on a CPU
   std::optional<LayerRange> layers;            // of a stage
   std::optional<LayerRange> resident_experts;  // of a stage; may be empty: none
   std::vector<LayerRange> experts;             // of an experts worker

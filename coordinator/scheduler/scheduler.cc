@@ -21,9 +21,9 @@ TokenEvent ToEvent(const std::vector<TokenLogprob>& entries) {
   return event;
 }
 
-// Failures in a row, without a good step between, after which the sequences that were running are
-// given up: they may be the cause.
-constexpr int kFailuresMax = 4;
+// Losses that a sequence may see without a new token between them; then it is given up, as it may
+// be the cause.
+constexpr int kLossesMax = 4;
 
 // Positions that one sequence can have at most.
 int ContextOf(const PipelineLimits& limits) {
@@ -76,7 +76,6 @@ void Scheduler::OnPipelineLost(SchedulerTime now) {
 
 void Scheduler::Lose(absl::Status failure) {
   up_ = false;
-  ++failures_in_row_;
   failure_ = std::move(failure);
 }
 
@@ -173,7 +172,6 @@ void Scheduler::OnResult(const StepResult& result, SchedulerTime now) {
   // After one failed step nothing that follows can be relied on, whatever it says.
   if (up_ && !status.ok()) Lose(std::move(status));
   if (up_) {
-    failures_in_row_ = 0;
     for (const Part& part : record.parts) {
       TakeOutput(part, outputs[static_cast<size_t>(part.sequence->slot)], now);
     }
@@ -225,6 +223,7 @@ void Scheduler::TakeOutput(const Part& part, const SequenceOutput* output, Sched
 
 void Scheduler::TakeToken(Sequence* sequence, const SequenceOutput& output, SchedulerTime now) {
   sequence->ids.push_back(output.token);
+  sequence->losses = 0;
   sequence->last_token_at = now;
   TokenEvent event{.id = output.token, .logprob = output.logprob, .top = {}};
   for (const TokenLogprob& entry : output.top) event.top.emplace_back(entry.id, entry.logprob);
@@ -328,7 +327,7 @@ void Scheduler::ReleaseAfterLoss(SchedulerTime now) {
       continue;
     }
     Requeue(sequence);
-    if (failures_in_row_ >= kFailuresMax) {
+    if (++sequence->losses >= kLossesMax) {
       Finish(sequence, FinishReason::kError, failure_, now);
     }
   }

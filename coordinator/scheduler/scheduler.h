@@ -132,8 +132,7 @@ class Scheduler {
   const SchedulerOptions options_;
   PipelineLimits limits_;
   bool up_ = false;
-  absl::Status failure_;  // the last one
-  int failures_in_row_ = 0;
+  absl::Status failure_;    // the last one
   bool may_admit_ = false;  // something changed since admission was last tried
   uint64_t next_arrival_ = 1;
   uint64_t next_step_ = 1;

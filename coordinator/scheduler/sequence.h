@@ -50,6 +50,8 @@ struct Sequence {
   // (position, snapshot): saved by a step, not yet given to the prefix cache.
   std::vector<std::pair<int, int32_t>> snapshots;
 
+  int losses = 0;  // of the pipeline, since the last token
+
   bool prompt_done = false;
   int cached_tokens = 0;
   std::vector<TokenEvent> prompt_logprobs;

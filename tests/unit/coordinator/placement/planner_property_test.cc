@@ -48,7 +48,7 @@ void PinSome(TestRng* rng, const Rig& rig, DeploymentWish* wish) {
   }
   WorkerWish cpu;
   cpu.device = {rig.hosts[0].name, "cpu"};
-  cpu.role = WorkerRole::kExperts;
+  cpu.role = WishedRole::kExperts;
   if (wish->model->weights.layers.back().experts > 0) wish->workers.push_back(cpu);
 }
 

@@ -1,0 +1,86 @@
+#include "coordinator/cli/served_model.h"
+
+#include <ctime>
+#include <utility>
+
+#include "absl/strings/str_format.h"
+#include "common/base/status_macros.h"
+#include "coordinator/tokenizer/chat_template.h"
+
+namespace packtrain {
+namespace {
+
+// Positions when nobody says how many: enough for a long chat, small enough for any machine.
+constexpr int kDefaultContextMax = 32768;
+
+absl::Status FillInContext(const Topology& topology, const ModelConfig& config, ModelEntry* entry) {
+  if (entry->context == 0) {
+    entry->context = std::min(config.context_length, kDefaultContextMax);
+  }
+  if (entry->context <= config.context_length) return absl::OkStatus();
+  const std::string place =
+      entry->line > 0 ? absl::StrFormat("%s:%d: ", topology.source, entry->line) : "";
+  return absl::InvalidArgumentError(
+      absl::StrFormat("%smodel \"%s\": context %d; allowed: at most %d, which it was trained with",
+                      place, entry->name, entry->context, config.context_length));
+}
+
+DeploymentInfo MakeInfo(const ModelEntry& entry, const GgufFile& file) {
+  DeploymentInfo info;
+  info.name = entry.name;
+  info.role = entry.role;
+  info.architecture = std::string(file.GetString("general.architecture").value_or(""));
+  info.context_length = entry.context;
+  for (const GgufTensor& tensor : file.tensors()) info.parameters += tensor.elements();
+  for (const GgufFile::Shard& shard : file.shards()) info.file_bytes += shard.bytes.size();
+  info.created_unix_s = std::time(nullptr);
+  info.thinking = entry.thinking;
+  return info;
+}
+
+std::string PieceOrEmpty(const Tokenizer& tokenizer, TokenId id) {
+  return id < 0 ? "" : std::string(tokenizer.Piece(id, true));
+}
+
+std::unique_ptr<ChatTemplate> MakeTemplate(const ModelEntry& entry, const GgufFile& file,
+                                           const Tokenizer& tokenizer, ChatTemplateHost* host,
+                                           std::vector<std::string>* warnings) {
+  const auto text = file.GetString("tokenizer.chat_template");
+  if (!text.ok()) {
+    warnings->push_back(absl::StrFormat(
+        "%s: the file has no chat template; it serves completions, not chats", entry.name));
+    return nullptr;
+  }
+  auto chat_template =
+      std::make_unique<ChatTemplate>(std::string(*text), PieceOrEmpty(tokenizer, tokenizer.bos()),
+                                     PieceOrEmpty(tokenizer, tokenizer.eos()), host);
+  if (const absl::Status status = chat_template->Check(); !status.ok()) {
+    warnings->push_back(absl::StrFormat("%s: chats will fail: %s", entry.name, status.message()));
+  } else if (!chat_template->SupportsThinkingSwitch()) {
+    warnings->push_back(absl::StrFormat(
+        "%s: its chat template has no switch for thinking; it thinks or not as it was trained",
+        entry.name));
+  }
+  return chat_template;
+}
+
+}  // namespace
+
+absl::StatusOr<ServedModel> OpenModel(const Topology& topology, const ModelEntry& entry,
+                                      ChatTemplateHost* host, std::vector<std::string>* warnings) {
+  ServedModel model;
+  model.entry = entry;
+  ASSIGN_OR_RETURN(model.file, GgufFile::Open(entry.path));
+  ASSIGN_OR_RETURN(model.config, ReadModelConfig(*model.file));
+  RETURN_IF_ERROR(CheckLayers(topology, entry, model.config.num_layers));
+  RETURN_IF_ERROR(FillInContext(topology, model.config, &model.entry));
+  ASSIGN_OR_RETURN(std::unique_ptr<Tokenizer> tokenizer, Tokenizer::Create(*model.file));
+  std::unique_ptr<ChatTemplate> chat_template =
+      MakeTemplate(model.entry, *model.file, *tokenizer, host, warnings);
+  model.deployment =
+      std::make_unique<DeploymentRunner>(MakeInfo(model.entry, *model.file), std::move(tokenizer),
+                                         std::move(chat_template), DeploymentRunner::Options());
+  return model;
+}
+
+}  // namespace packtrain

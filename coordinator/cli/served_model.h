@@ -1,0 +1,29 @@
+#pragma once
+
+// One model of a topology as the coordinator opens it: its weight file's header, what it is, and
+// the deployment that will serve it.
+
+#include <memory>
+
+#include "absl/status/statusor.h"
+#include "common/config/topology.h"
+#include "common/model/config.h"
+#include "common/weights/gguf.h"
+#include "coordinator/scheduler/deployment_runner.h"
+
+namespace packtrain {
+
+struct ServedModel {
+  ModelEntry entry;  // context filled in
+  std::unique_ptr<GgufFile> file;
+  ModelConfig config;
+  std::unique_ptr<DeploymentRunner> deployment;
+};
+
+// Reads headers, tokenizer and chat template; no tensor. `host` is borrowed by the deployment.
+// A template that is broken costs chat only and is reported in `warnings`.
+// Errors: DATA_LOSS, INVALID_ARGUMENT, NOT_FOUND naming file, key and value.
+absl::StatusOr<ServedModel> OpenModel(const Topology& topology, const ModelEntry& entry,
+                                      ChatTemplateHost* host, std::vector<std::string>* warnings);
+
+}  // namespace packtrain
