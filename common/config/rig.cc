@@ -1,172 +1,157 @@
 #include "common/config/rig.h"
 
-#include <yaml-cpp/yaml.h>
-
 #include <algorithm>
-#include <exception>
 #include <fstream>
-#include <initializer_list>
 #include <sstream>
 #include <utility>
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
-#include "absl/strings/str_join.h"
 #include "common/base/status_macros.h"
+#include "common/config/yaml_fields.h"
+#include "common/config/yaml_tree.h"
 
 namespace packtrain {
 namespace {
 
-// What is wrong with the file, on its way to the Status that LoadRig returns.
-struct Wrong : std::exception {
-  Wrong(const YAML::Node& node, std::string text)
-      : line(node.Mark().line + 1), message(std::move(text)) {}
-  int line;
-  std::string message;
-};
+constexpr int kThreadsMax = 4096;
+constexpr double kRateMax = 100000;
 
-void RequireMap(const YAML::Node& node, const std::string& what,
-                std::initializer_list<const char*> allowed) {
-  if (!node.IsMap()) throw Wrong(node, absl::StrCat(what, ": must be a list of keys and values"));
-  for (const auto& item : node) {
-    const std::string key = item.first.as<std::string>("");
-    if (std::find(allowed.begin(), allowed.end(), key) == allowed.end()) {
-      throw Wrong(item.first, absl::StrCat(what, ": unknown key '", key, "'; allowed are ",
-                                           absl::StrJoin(allowed, ", ")));
-    }
+absl::Status ReadNumber(const YamlNode& node, const YamlPlace& place, double least, double most,
+                        double* out) {
+  std::string text;
+  RETURN_IF_ERROR(ReadText(node, place, &text));
+  if (!absl::SimpleAtod(text, out) || !(*out >= least) || !(*out <= most)) {
+    return place.Error(
+        absl::StrFormat("is \"%s\"; allowed: a number from %g to %g", text, least, most));
   }
+  return absl::OkStatus();
 }
 
-std::string Text(const YAML::Node& map, const char* key, bool required) {
-  const YAML::Node node = map[key];
-  if (!node && !required) return "";
-  if (!node) throw Wrong(map, absl::StrCat(key, ": missing"));
-  if (!node.IsScalar() || node.Scalar().empty()) {
-    throw Wrong(node, absl::StrCat(key, ": must be a name"));
-  }
-  return node.Scalar();
+YamlReader Number(double least, double most, double* out) {
+  return [=](const YamlNode& value, const YamlPlace& place) {
+    return ReadNumber(value, place, least, most, out);
+  };
 }
 
-double Number(const YAML::Node& node, const std::string& key, double least, double most) {
-  double value = 0;
-  if (!node.IsScalar() || !YAML::convert<double>::decode(node, value) || !(value >= least) ||
-      !(value <= most)) {
-    throw Wrong(node, absl::StrFormat("%s: '%s' is not a number from %g to %g", key,
-                                      node.IsScalar() ? node.Scalar() : "...", least, most));
-  }
-  return value;
+YamlReader Gib(double most, uint64_t* out) {
+  return [=](const YamlNode& value, const YamlPlace& place) -> absl::Status {
+    double gib = 0;
+    RETURN_IF_ERROR(ReadNumber(value, place, 0.25, most, &gib));
+    *out = static_cast<uint64_t>(gib * (1 << 30));
+    return absl::OkStatus();
+  };
 }
 
-double Number(const YAML::Node& map, const char* key, double least, double most, bool required) {
-  const YAML::Node node = map[key];
-  if (!node && !required) return 0;
-  if (!node) throw Wrong(map, absl::StrCat(key, ": missing"));
-  return Number(node, std::string(key), least, most);
+YamlReader Whole(int least, int most, int* out) {
+  return [=](const YamlNode& value, const YamlPlace& place) {
+    return ReadInt(value, place, least, most, out);
+  };
 }
 
-int Whole(const YAML::Node& map, const char* key, int least, int most, bool required) {
-  const double value = Number(map, key, least, most, required);
-  if (value != static_cast<int>(value)) {
-    throw Wrong(map[key], absl::StrCat(key, ": must be a whole number"));
-  }
-  return static_cast<int>(value);
+YamlReader Text(std::string* out) {
+  return [=](const YamlNode& value, const YamlPlace& place) { return ReadText(value, place, out); };
 }
 
-uint64_t Gib(const YAML::Node& map, const char* key, double most) {
-  return static_cast<uint64_t>(Number(map, key, 0.25, most, true) * (1 << 30));
-}
-
-GpuFacts ParseGpu(const YAML::Node& node, int index) {
-  RequireMap(node, "gpus",
-             {"name", "memory_gib", "read_gbps", "tflops", "link_gbps", "link_lanes"});
+absl::Status ReadGpu(const YamlNode& node, const YamlPlace& place, HostFacts* host) {
   GpuFacts gpu;
-  gpu.index = index;
-  gpu.name = Text(node, "name", true);
-  gpu.memory_bytes = Gib(node, "memory_gib", 1024);
+  gpu.index = static_cast<int>(host->gpus.size());
+  RETURN_IF_ERROR(ReadMap(node, place,
+                          {{"name", Text(&gpu.name)},
+                           {"memory_gib", Gib(1024, &gpu.memory_bytes)},
+                           {"read_gbps", Number(1, kRateMax, &gpu.read_gb_per_s)},
+                           {"tflops", Number(0.1, kRateMax, &gpu.bf16_tflops)},
+                           {"link_gbps", Number(0.05, 2000, &gpu.to_device_gb_per_s)},
+                           {"link_lanes", Whole(1, 32, &gpu.link_lanes)}},
+                          {"name", "memory_gib", "read_gbps", "tflops", "link_gbps"}));
   gpu.free_bytes = gpu.memory_bytes;
-  gpu.read_gb_per_s = Number(node, "read_gbps", 1, 100000, true);
-  gpu.bf16_tflops = Number(node, "tflops", 0.1, 100000, true);
-  gpu.to_device_gb_per_s = Number(node, "link_gbps", 0.05, 2000, true);
   gpu.from_device_gb_per_s = gpu.to_device_gb_per_s;
-  gpu.link_lanes = Whole(node, "link_lanes", 1, 32, false);
-  return gpu;
+  host->gpus.push_back(std::move(gpu));
+  return absl::OkStatus();
 }
 
-HostFacts ParseHost(const YAML::Node& node) {
-  RequireMap(node, "hosts",
-             {"name", "cpu", "cores", "memory_gib", "dram_read_gbps", "experts_read_gbps", "gpus"});
+// One figure for all cores, or a map from numbers of threads to figures.
+absl::Status ReadDramRead(const YamlNode& node, const YamlPlace& place, HostFacts* host) {
+  if (node.kind != YamlNode::Kind::kMap) {
+    host->dram_read.resize(1);
+    return ReadNumber(node, place, 0.1, kRateMax, &host->dram_read[0].gb_per_s);
+  }
+  for (const YamlNode::Entry& entry : node.map) {
+    ReadRate rate;
+    if (!absl::SimpleAtoi(entry.key, &rate.threads) || rate.threads < 1 ||
+        rate.threads > kThreadsMax) {
+      return place.Key(entry.key, entry.line)
+          .Error(absl::StrFormat("is no number of threads; allowed: 1 to %d", kThreadsMax));
+    }
+    RETURN_IF_ERROR(
+        ReadNumber(entry.value, place.Key(entry.key, entry.line), 0.1, kRateMax, &rate.gb_per_s));
+    host->dram_read.push_back(rate);
+  }
+  std::sort(host->dram_read.begin(), host->dram_read.end(),
+            [](const ReadRate& a, const ReadRate& b) { return a.threads < b.threads; });
+  return absl::OkStatus();
+}
+
+absl::Status ReadHost(const YamlNode& node, const YamlPlace& place, Rig* rig) {
   HostFacts host;
-  host.name = Text(node, "name", true);
-  host.cpu.model = Text(node, "cpu", false);
-  host.cpu.cores = Whole(node, "cores", 1, 4096, true);
+  const auto dram_read = [&](const YamlNode& value, const YamlPlace& at) {
+    return ReadDramRead(value, at, &host);
+  };
+  const auto gpus = [&](const YamlNode& value, const YamlPlace& at) {
+    return ReadList(value, at, [&](const YamlNode& gpu, const YamlPlace& gpu_at) {
+      return ReadGpu(gpu, gpu_at, &host);
+    });
+  };
+  RETURN_IF_ERROR(
+      ReadMap(node, place,
+              {{"name", Text(&host.name)},
+               {"cpu", Text(&host.cpu.model)},
+               {"cores", Whole(1, kThreadsMax, &host.cpu.cores)},
+               {"memory_gib", Gib(65536, &host.memory.total_bytes)},
+               {"dram_read_gbps", dram_read},
+               {"experts_read_gbps", Number(0.1, kRateMax, &host.experts_read_gb_per_s)},
+               {"gpus", gpus}},
+              {"name", "cores", "memory_gib", "dram_read_gbps"}));
+  if (host.name.empty() || rig->FindHost(host.name) != nullptr) {
+    return place.Error(
+        absl::StrFormat("is called \"%s\"; every host needs a name of its own", host.name));
+  }
   host.cpu.threads = host.cpu.cores;
-  host.memory.total_bytes = Gib(node, "memory_gib", 65536);
   host.memory.available_bytes = host.memory.total_bytes;
-  const YAML::Node read = node["dram_read_gbps"];
-  if (!read) throw Wrong(node, "dram_read_gbps: missing");
-  if (read.IsMap()) {
-    for (const auto& item : read) {
-      const int threads =
-          static_cast<int>(Number(item.first, std::string("dram_read_gbps: threads"), 1, 4096));
-      host.dram_read.push_back(
-          {threads, Number(item.second, std::string("dram_read_gbps"), 0.1, 100000)});
-    }
-    std::sort(host.dram_read.begin(), host.dram_read.end(),
-              [](const ReadRate& a, const ReadRate& b) { return a.threads < b.threads; });
-  } else {
-    host.dram_read.push_back(
-        {host.cpu.cores, Number(read, std::string("dram_read_gbps"), 0.1, 100000)});
+  if (host.dram_read.size() == 1 && host.dram_read[0].threads == 0) {
+    host.dram_read[0].threads = host.cpu.cores;
   }
-  host.experts_read_gb_per_s = Number(node, "experts_read_gbps", 0.1, 100000, false);
-  if (const YAML::Node gpus = node["gpus"]) {
-    if (!gpus.IsSequence()) throw Wrong(gpus, "gpus: must be a list");
-    for (const YAML::Node& gpu : gpus) {
-      host.gpus.push_back(ParseGpu(gpu, static_cast<int>(host.gpus.size())));
-    }
-  }
-  return host;
+  rig->hosts.push_back(std::move(host));
+  return absl::OkStatus();
 }
 
-NetworkFacts ParseNetwork(const YAML::Node& node, const Rig& rig) {
-  RequireMap(node, "network", {"between", "gbps", "round_trip_us"});
-  const YAML::Node between = node["between"];
-  if (!between || !between.IsSequence() || between.size() != 2) {
-    throw Wrong(node, "between: must be a list of two hosts");
-  }
+absl::Status ReadNetwork(const YamlNode& node, const YamlPlace& place, Rig* rig) {
+  std::vector<std::string> ends;
   NetworkFacts facts;
-  facts.from = between[0].as<std::string>("");
-  facts.to = between[1].as<std::string>("");
-  for (size_t i = 0; i < 2; ++i) {
-    if (rig.FindHost(between[i].as<std::string>("")) == nullptr) {
-      throw Wrong(between[i], absl::StrCat("between: '", between[i].as<std::string>(""),
-                                           "' is not one of the hosts"));
-    }
+  const auto between = [&](const YamlNode& value, const YamlPlace& at) {
+    return ReadList(value, at, [&](const YamlNode& end, const YamlPlace& end_at) -> absl::Status {
+      std::string name;
+      RETURN_IF_ERROR(ReadText(end, end_at, &name));
+      if (rig->FindHost(name) == nullptr) {
+        return end_at.Error(absl::StrFormat("is \"%s\", which is none of the hosts", name));
+      }
+      ends.push_back(std::move(name));
+      return absl::OkStatus();
+    });
+  };
+  RETURN_IF_ERROR(ReadMap(node, place,
+                          {{"between", between},
+                           {"gbps", Number(0.001, 1000, &facts.gb_per_s)},
+                           {"round_trip_us", Number(1, 1e6, &facts.round_trip_us)}},
+                          {"between", "gbps", "round_trip_us"}));
+  if (ends.size() != 2 || ends[0] == ends[1]) {
+    return place.Error("connects other than two hosts; allowed: between: [HOST, HOST]");
   }
-  facts.gb_per_s = Number(node, "gbps", 0.001, 1000, true);
-  facts.round_trip_us = Number(node, "round_trip_us", 1, 1e6, true);
-  return facts;
-}
-
-Rig ParseNode(const YAML::Node& root) {
-  RequireMap(root, "rig", {"name", "hosts", "network"});
-  Rig rig;
-  rig.name = Text(root, "name", true);
-  const YAML::Node hosts = root["hosts"];
-  if (!hosts || !hosts.IsSequence() || hosts.size() == 0) {
-    throw Wrong(root, "hosts: must be a list with at least one host");
-  }
-  for (const YAML::Node& node : hosts) {
-    HostFacts host = ParseHost(node);
-    if (rig.FindHost(host.name) != nullptr) {
-      throw Wrong(node, absl::StrCat("hosts: two hosts are called '", host.name, "'"));
-    }
-    rig.hosts.push_back(std::move(host));
-  }
-  if (const YAML::Node network = root["network"]) {
-    if (!network.IsSequence()) throw Wrong(network, "network: must be a list");
-    for (const YAML::Node& node : network) rig.network.push_back(ParseNetwork(node, rig));
-  }
-  return rig;
+  facts.from = ends[0];
+  facts.to = ends[1];
+  rig->network.push_back(std::move(facts));
+  return absl::OkStatus();
 }
 
 }  // namespace
@@ -185,14 +170,31 @@ NetworkFacts Rig::Network(const std::string& a, const std::string& b) const {
   return {.from = a, .to = b, .gb_per_s = 0.117, .round_trip_us = 200};
 }
 
-absl::StatusOr<Rig> ParseRig(const std::string& text, const std::string& file_name) {
-  try {
-    return ParseNode(YAML::Load(text));
-  } catch (const Wrong& e) {
-    return absl::InvalidArgumentError(absl::StrCat(file_name, ":", e.line, ": ", e.message));
-  } catch (const YAML::Exception& e) {
-    return absl::InvalidArgumentError(absl::StrCat(file_name, ":", e.mark.line + 1, ": ", e.msg));
+absl::StatusOr<Rig> ParseRig(const std::string& text, const std::string& source) {
+  ASSIGN_OR_RETURN(const YamlNode root, ParseYaml(text, source));
+  Rig rig;
+  // The network names hosts, so it is read once they are known.
+  const YamlNode* network = nullptr;
+  const auto hosts = [&](const YamlNode& value, const YamlPlace& at) {
+    return ReadList(value, at, [&](const YamlNode& host, const YamlPlace& host_at) {
+      return ReadHost(host, host_at, &rig);
+    });
+  };
+  const auto later = [&](const YamlNode& value, const YamlPlace&) {
+    network = &value;
+    return absl::OkStatus();
+  };
+  const YamlPlace top = {&source, root.line, ""};
+  RETURN_IF_ERROR(ReadMap(root, top,
+                          {{"name", Text(&rig.name)}, {"hosts", hosts}, {"network", later}},
+                          {"name", "hosts"}));
+  if (rig.hosts.empty()) return top.Key("hosts", root.line).Error("is empty; a rig has hosts");
+  if (network != nullptr) {
+    RETURN_IF_ERROR(ReadList(
+        *network, top.Key("network", network->line),
+        [&](const YamlNode& link, const YamlPlace& at) { return ReadNetwork(link, at, &rig); }));
   }
+  return rig;
 }
 
 absl::StatusOr<Rig> LoadRig(const std::string& path) {

@@ -44,6 +44,6 @@ struct Rig {
 //
 // Errors: NOT_FOUND; INVALID_ARGUMENT with "file:line: key: what is wrong and what is allowed".
 absl::StatusOr<Rig> LoadRig(const std::string& path);
-absl::StatusOr<Rig> ParseRig(const std::string& text, const std::string& file_name);
+absl::StatusOr<Rig> ParseRig(const std::string& text, const std::string& source);
 
 }  // namespace packtrain

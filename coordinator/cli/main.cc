@@ -8,6 +8,8 @@
 
 #include "absl/status/status.h"
 #include "coordinator/cli/chat_command.h"
+#include "coordinator/cli/doctor_command.h"
+#include "coordinator/cli/plan_command.h"
 #include "coordinator/cli/serve_command.h"
 #include "coordinator/cli/tokenize_command.h"
 
@@ -96,6 +98,10 @@ int Main(int argc, char** argv) {
   const CLI::App* serve = AddServe(&app, &serve_options);
   const CLI::App* chat = AddChat(&app, &chat_options);
   const CLI::App* tokenize = AddTokenize(&app, &tokenize_options);
+  PlanOptions plan_options;
+  const CLI::App* plan = AddPlan(&app, &plan_options);
+  DoctorOptions doctor_options;
+  const CLI::App* doctor = AddDoctor(&app, &doctor_options);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
@@ -107,6 +113,8 @@ int Main(int argc, char** argv) {
   if (serve->parsed()) status = RunServe(serve_options);
   if (chat->parsed()) status = RunChat(chat_options);
   if (tokenize->parsed()) status = RunTokenize(tokenize_options);
+  if (plan->parsed()) status = RunPlan(plan_options);
+  if (doctor->parsed()) status = RunDoctor(doctor_options);
   if (status.ok()) return EXIT_SUCCESS;
   std::fprintf(stderr, "packtrain: %s\n", std::string(status.message()).c_str());
   return EXIT_FAILURE;

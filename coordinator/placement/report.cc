@@ -6,6 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
+#include "common/config/topology.h"
 
 namespace packtrain {
 namespace {
@@ -194,11 +195,7 @@ Json BillJson(const MemoryBill& bill) {
 
 }  // namespace
 
-std::string RangeText(const LayerRange& range) {
-  if (range.empty()) return "-";
-  if (range.size() == 1) return absl::StrCat(range.first);
-  return absl::StrCat(range.first, "-", range.last - 1);
-}
+std::string RangeText(const LayerRange& range) { return range.empty() ? "-" : FormatLayers(range); }
 
 std::string KvCacheName(KvCacheType type) {
   constexpr const char* kNames[] = {"f32", "f16", "q8_0", "q4_1"};

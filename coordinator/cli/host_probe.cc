@@ -1,0 +1,143 @@
+#include "coordinator/cli/host_probe.h"
+
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <spawn.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <chrono>
+#include <cstdlib>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <sstream>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "common/base/status_macros.h"
+#include "coordinator/fleet/worker_process.h"
+
+extern char** environ;
+
+namespace packtrain {
+namespace {
+
+namespace fs = std::filesystem;
+using Clock = std::chrono::steady_clock;
+
+constexpr auto kProbeTime = std::chrono::seconds(50);
+constexpr size_t kMostOutput = 1 << 20;
+
+// Starts the program with its standard output in `*output`.
+absl::StatusOr<pid_t> Spawn(const std::vector<std::string>& arguments, int* output) {
+  int ends[2];
+  if (pipe2(ends, O_CLOEXEC) != 0) {
+    return absl::ResourceExhaustedError(absl::StrCat("pipe: ", std::strerror(errno)));
+  }
+  std::vector<char*> argv;
+  for (const std::string& a : arguments) argv.push_back(const_cast<char*>(a.c_str()));
+  argv.push_back(nullptr);
+  posix_spawn_file_actions_t actions;
+  posix_spawn_file_actions_init(&actions);
+  posix_spawn_file_actions_adddup2(&actions, ends[1], STDOUT_FILENO);
+  pid_t pid = -1;
+  const int error = posix_spawn(&pid, argv[0], &actions, nullptr, argv.data(), environ);
+  posix_spawn_file_actions_destroy(&actions);
+  close(ends[1]);
+  if (error != 0) {
+    close(ends[0]);
+    return absl::UnavailableError(
+        absl::StrFormat("%s cannot be started: %s", arguments[0], std::strerror(error)));
+  }
+  *output = ends[0];
+  return pid;
+}
+
+// Everything up to the end of the output; DEADLINE_EXCEEDED if that is late or too much.
+absl::StatusOr<std::string> ReadAll(int fd) {
+  const Clock::time_point deadline = Clock::now() + kProbeTime;
+  std::string text;
+  char buffer[4096];
+  for (;;) {
+    const auto left =
+        std::chrono::duration_cast<std::chrono::milliseconds>(deadline - Clock::now()).count();
+    pollfd wait = {.fd = fd, .events = POLLIN, .revents = 0};
+    const int ready = left > 0 ? poll(&wait, 1, static_cast<int>(left)) : 0;
+    if (ready < 0 && errno == EINTR) continue;
+    if (ready <= 0 || text.size() > kMostOutput) {
+      return absl::DeadlineExceededError(
+          absl::StrFormat("the probe did not end within %d s", kProbeTime.count()));
+    }
+    const ssize_t got = read(fd, buffer, sizeof(buffer));
+    if (got < 0 && errno == EINTR) continue;
+    if (got <= 0) return text;
+    text.append(buffer, static_cast<size_t>(got));
+  }
+}
+
+}  // namespace
+
+std::string FactsCachePath() {
+  const char* cache = std::getenv("XDG_CACHE_HOME");
+  if (cache != nullptr && cache[0] == '/') return absl::StrCat(cache, "/packtrain/host.json");
+  const char* home = std::getenv("HOME");
+  if (home == nullptr || home[0] != '/') return "";
+  return absl::StrCat(home, "/.cache/packtrain/host.json");
+}
+
+absl::StatusOr<HostFacts> ProbeThisHost(const std::vector<std::string>& storage) {
+  std::vector<std::string> arguments = {SiblingBinary("packtrain-worker"), "--probe"};
+  for (const std::string& path : storage) {
+    arguments.push_back("--probe-storage");
+    arguments.push_back(path);
+  }
+  int output = -1;
+  ASSIGN_OR_RETURN(const pid_t pid, Spawn(arguments, &output));
+  const absl::StatusOr<std::string> text = ReadAll(output);
+  close(output);
+  if (!text.ok()) kill(pid, SIGKILL);
+  int status = 0;
+  while (waitpid(pid, &status, 0) < 0 && errno == EINTR) {
+  }
+  RETURN_IF_ERROR(text.status());
+  if (!WIFEXITED(status) || WEXITSTATUS(status) != 0) {
+    return absl::UnavailableError(absl::StrCat(arguments[0], " --probe failed"));
+  }
+  return HostFactsFromJson(*text);
+}
+
+absl::Status WriteFactsCache(const HostFacts& facts, const std::string& path) {
+  std::error_code error;
+  fs::create_directories(fs::path(path).parent_path(), error);
+  const std::string temporary = absl::StrCat(path, ".", getpid());
+  {
+    std::ofstream out(temporary, std::ios::binary);
+    out << HostFactsToJson(facts) << "\n";
+    if (!out.flush()) {
+      fs::remove(temporary, error);
+      return absl::UnavailableError(absl::StrCat(path, " cannot be written"));
+    }
+  }
+  fs::rename(temporary, path, error);
+  if (!error) return absl::OkStatus();
+  const std::string reason = error.message();
+  fs::remove(temporary, error);
+  return absl::UnavailableError(absl::StrCat(path, " cannot be written: ", reason));
+}
+
+absl::StatusOr<HostFacts> CachedOrProbedFacts() {
+  const std::string path = FactsCachePath();
+  std::ifstream in(path, std::ios::binary);
+  if (path.empty() || !in) return ProbeThisHost({});
+  std::stringstream text;
+  text << in.rdbuf();
+  absl::StatusOr<HostFacts> facts = HostFactsFromJson(text.str());
+  if (facts.ok()) return facts;
+  return absl::InvalidArgumentError(absl::StrCat(path, ": ", std::string(facts.status().message()),
+                                                 "; run packtrain doctor to write it anew"));
+}
+
+}  // namespace packtrain

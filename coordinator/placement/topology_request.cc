@@ -1,0 +1,63 @@
+#include "coordinator/placement/topology_request.h"
+
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "common/base/status_macros.h"
+#include "common/weights/gguf.h"
+
+namespace packtrain {
+namespace {
+
+absl::StatusOr<WorkerWish> WishOf(const Topology& topology, const WorkerEntry& entry,
+                                  const Rig& rig) {
+  WorkerWish wish;
+  // Without named hosts everything is on this machine, which the rig describes first.
+  wish.device.host = topology.hosts.empty() ? rig.hosts.front().name : entry.host;
+  wish.device.device = entry.device;
+  wish.role = entry.role == WorkerRole::kExperts ? WishedRole::kExperts : WishedRole::kStage;
+  wish.threads = entry.threads;
+  if (entry.role == WorkerRole::kExperts) {
+    if (entry.layers) wish.experts.push_back(*entry.layers);
+  } else {
+    wish.layers = entry.layers;
+    wish.resident_experts = entry.resident_experts;
+  }
+  if (rig.FindHost(wish.device.host) == nullptr) {
+    const std::string names = absl::StrJoin(
+        rig.hosts, ", ", [](std::string* out, const HostFacts& host) { out->append(host.name); });
+    return absl::InvalidArgumentError(absl::StrCat(topology.source, ":", entry.line,
+                                                   ": nothing is known of host '", wish.device.host,
+                                                   "'; the rig has ", names));
+  }
+  return wish;
+}
+
+}  // namespace
+
+absl::StatusOr<TopologyRequest> RequestFor(const Topology& topology, Rig rig) {
+  TopologyRequest result;
+  for (const ModelEntry& entry : topology.models) {
+    ASSIGN_OR_RETURN(const std::unique_ptr<GgufFile> file, GgufFile::Open(entry.path));
+    ASSIGN_OR_RETURN(ModelFacts facts, ReadModelFacts(*file));
+    result.models.push_back(std::make_unique<ModelFacts>(std::move(facts)));
+    DeploymentWish wish;
+    wish.name = entry.name;
+    wish.path = entry.path;
+    wish.sidecar = entry.role == "sidecar";
+    wish.model = result.models.back().get();
+    wish.context = entry.context;
+    wish.kv_cache = entry.kv_cache;
+    wish.num_slots = entry.slots;
+    for (const WorkerEntry& worker : entry.workers) {
+      ASSIGN_OR_RETURN(WorkerWish worker_wish, WishOf(topology, worker, rig));
+      wish.workers.push_back(std::move(worker_wish));
+    }
+    result.request.deployments.push_back(std::move(wish));
+  }
+  result.request.rig = std::move(rig);
+  return result;
+}
+
+}  // namespace packtrain

@@ -1,0 +1,25 @@
+#pragma once
+
+// From a topology to the planner's question.
+
+#include <memory>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "common/config/topology.h"
+#include "coordinator/placement/request.h"
+
+namespace packtrain {
+
+// A request that owns the models it points to.
+struct TopologyRequest {
+  PlanRequest request;
+  std::vector<std::unique_ptr<ModelFacts>> models;
+};
+
+// Reads the headers of the topology's models. A model without workers is planned whole. The rig's
+// hosts must be those of the topology; one that names none means the rig's first host.
+// Errors: INVALID_ARGUMENT for a host the rig does not have; those of reading a model.
+absl::StatusOr<TopologyRequest> RequestFor(const Topology& topology, Rig rig);
+
+}  // namespace packtrain
