@@ -73,7 +73,8 @@ absl::Status CreateSegments(const DeploymentPlan& plan,
   ASSIGN_OR_RETURN(const ModelConfig config, ReadModelConfig(*file));
   ASSIGN_OR_RETURN(const ModelTensors tensors, ModelTensors::Resolve(config, *file));
   for (auto& worker : *workers) {
-    if (!worker->local()) continue;
+    // A GPU's weights go to the GPU.
+    if (!worker->local() || worker->plan().device != "cpu") continue;
     const SegmentLayout layout =
         PlanShardSegment(*file, config, tensors, ShardsOf(plan, worker->plan()));
     const auto fd = CreateSegment(layout.bytes);

@@ -235,11 +235,16 @@ class Planner {
     return taken;
   }
 
+  // A GPU has memory of its own and checks it itself.
+  static bool InThisMemory(const WorkerPlan& worker) {
+    return worker.address.empty() && worker.device == "cpu";
+  }
+
   // By layers, the bulk of each being its experts (or all of it, where it has none).
   uint64_t LocalWeightBytes() const {
     int layers = 0;
     for (const WorkerPlan& worker : result_.plan.workers) {
-      if (!worker.address.empty()) continue;
+      if (!InThisMemory(worker)) continue;
       for (LayerRange range : worker.expert_layers) layers += range.size();
       for (int l = worker.layers.first; l < worker.layers.last; ++l) {
         const bool resident =
@@ -256,7 +261,7 @@ class Planner {
     DeploymentPlan& plan = result_.plan;
     uint64_t page_bytes = 0, state_bytes = 0;
     for (const WorkerPlan& worker : plan.workers) {
-      if (worker.role != WorkerRole::kStage || !worker.address.empty()) continue;
+      if (worker.role != WorkerRole::kStage || !InThisMemory(worker)) continue;
       for (int l = worker.layers.first; l < worker.layers.last; ++l) {
         const LayerConfig& layer = config_.layers[static_cast<size_t>(l)];
         page_bytes += kPagePositions * KvBytesPerPosition(config_, layer, plan.kv_cache);

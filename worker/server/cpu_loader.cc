@@ -15,7 +15,7 @@
 #include "worker/graph/layer_weights.h"
 #include "worker/kernels/cpu/kernels.h"
 #include "worker/ops/experts.h"
-#include "worker/ops/sampler.h"
+#include "worker/server/sampling_functions.h"
 
 namespace packtrain {
 namespace {
@@ -63,31 +63,6 @@ absl::Status LoadWeights(const LoadRequest& request, const LoadProgress& progres
                 (*segment)->was_filled() ? "found in memory" : "read", (*segment)->pages());
   model->weights = std::make_unique<SegmentWeights>(*std::move(segment));
   return absl::OkStatus();
-}
-
-SamplingFunctions MakeSampling() {
-  auto sampler = std::make_shared<Sampler>();
-  SamplingFunctions functions;
-  functions.sample = [sampler](std::span<const float> logits, const SequenceStart& start,
-                               std::span<const TokenId> ids, int top_logprobs) {
-    SequenceOutput output;
-    output.token = sampler->Sample({.logits = logits,
-                                    .params = &start.sampling,
-                                    .ids = ids,
-                                    .prompt_tokens = start.prompt_tokens});
-    if (top_logprobs >= 0) {
-      output.logprob = Sampler::Logprob(logits, output.token);
-      output.top = sampler->TopLogprobs(logits, top_logprobs);
-    }
-    return output;
-  };
-  functions.score = [sampler](std::span<const float> logits, TokenId token, int top) {
-    std::vector<TokenLogprob> entries = {{token, Sampler::Logprob(logits, token)}};
-    const std::vector<TokenLogprob> best = sampler->TopLogprobs(logits, top);
-    entries.insert(entries.end(), best.begin(), best.end());
-    return entries;
-  };
-  return functions;
 }
 
 absl::Status MakeExperts(const LoadRequest& request, CpuModel* model, LoadedModel* loaded) {

@@ -22,6 +22,7 @@ struct ExpertsSpec {
 };
 
 struct LoadRequest {
+  std::string device;  // "cpu", "cuda:0"
   std::string model_path;
   std::optional<StageSpec> stage;      // exactly one
   std::optional<ExpertsSpec> experts;  // of the two

@@ -154,6 +154,7 @@ class Worker::Impl {
     Disconnect();
     model_ = {};
     LoadRequest request;
+    request.device = options_.device;
     request.model_path = load.model_path();
     request.threads = static_cast<int>(load.threads());
     request.segment_fd = load.segment_fd();

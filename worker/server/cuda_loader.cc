@@ -1,0 +1,68 @@
+#include "worker/server/cuda_loader.h"
+
+#include <charconv>
+#include <string_view>
+
+#include "absl/strings/str_format.h"
+#include "common/base/status_macros.h"
+#include "common/model/config.h"
+#include "common/model/tensors.h"
+#include "common/model/weight_source.h"
+#include "common/weights/gguf.h"
+#include "worker/device/cuda_plugin.h"
+#include "worker/server/sampling_functions.h"
+
+namespace packtrain {
+namespace {
+
+// Everything that a stage borrows.
+struct CudaModel {
+  std::unique_ptr<GgufFile> file;
+  ModelConfig config;
+  std::unique_ptr<ModelTensors> tensors;
+  std::unique_ptr<MappedWeights> weights;
+};
+
+absl::StatusOr<int> Ordinal(const std::string& device) {
+  constexpr std::string_view kPrefix = "cuda:";
+  int ordinal = -1;
+  const char* end = device.data() + device.size();
+  if (device.starts_with(kPrefix)) {
+    const auto parsed = std::from_chars(device.data() + kPrefix.size(), end, ordinal);
+    if (parsed.ec == std::errc() && parsed.ptr == end && ordinal >= 0) return ordinal;
+  }
+  return absl::InvalidArgumentError(
+      absl::StrFormat("device \"%s\": allowed are cpu and cuda:N", device));
+}
+
+}  // namespace
+
+absl::StatusOr<LoadedModel> LoadCudaModel(const LoadRequest& request, ExpertsClient* experts,
+                                          const LoadProgress& progress) {
+  ASSIGN_OR_RETURN(const int ordinal, Ordinal(request.device));
+  if (!request.stage) {
+    return absl::InvalidArgumentError(
+        absl::StrFormat("an experts worker needs the device cpu, not %s", request.device));
+  }
+  ASSIGN_OR_RETURN(const CudaPlugin* plugin, LoadCudaPlugin());
+  auto model = std::make_shared<CudaModel>();
+  ASSIGN_OR_RETURN(model->file, GgufFile::Open(request.model_path));
+  ASSIGN_OR_RETURN(model->config, ReadModelConfig(*model->file));
+  ASSIGN_OR_RETURN(ModelTensors tensors, ModelTensors::Resolve(model->config, *model->file));
+  model->tensors = std::make_unique<ModelTensors>(std::move(tensors));
+  model->weights = std::make_unique<MappedWeights>(*model->file);
+  LoadedModel loaded;
+  loaded.hidden_dim = model->config.hidden_dim;
+  loaded.selection_dim = model->config.indexer.top_k;
+  loaded.expert_top_k = model->config.moe.top_k;
+  ASSIGN_OR_RETURN(
+      loaded.stage,
+      plugin->create_stage(model->config, *model->tensors, *model->weights, *request.stage,
+                           {.device = ordinal, .experts = experts, .progress = progress}));
+  loaded.memory = loaded.stage->memory();
+  if (request.stage->has_head) loaded.sampling = MakeSampling();
+  loaded.owner = std::move(model);
+  return loaded;
+}
+
+}  // namespace packtrain
