@@ -320,7 +320,7 @@ GPU_TEST(GemmMatchesDoubleSumsForOddShapes) {
     std::vector<float> fa = random.Normals(size_t(s.m) * s.k),
                        fb = random.Normals(size_t(s.n) * s.k);
     Device<float> d_fa(fa), d_fb(fb), fc(size_t(s.m) * s.n);
-    CUDA_OK(GemmF32(d_fa.get(), d_fb.get(), fc.get(), s.m, s.n, s.k, nullptr));
+    CUDA_OK(GemmF32(d_fa.get(), d_fb.get(), fc.get(), s.m, s.n, s.k, s.n, nullptr));
     got = fc.Get();
     for (int i = 0; i < s.m; ++i) {
       for (int j = 0; j < s.n; ++j) {

@@ -12,21 +12,6 @@ namespace {
 constexpr std::string_view kHidden = "hidden";
 constexpr std::string_view kSelection = "selection";
 
-absl::Status CheckTensor(const Bundle& bundle, std::string_view name, ElementType type,
-                         int64_t rows, int64_t cols) {
-  const BundleTensor* tensor = bundle.Find(name);
-  if (tensor == nullptr) {
-    return absl::InvalidArgumentError(absl::StrFormat("the bundle has no tensor %s", name));
-  }
-  if (tensor->type != type || tensor->rows != rows || tensor->cols != cols ||
-      tensor->data.size() != tensor->bytes()) {
-    return absl::InvalidArgumentError(
-        absl::StrFormat("bundle tensor %s is %dx%d in %d bytes, wanted %dx%d", name, tensor->rows,
-                        tensor->cols, tensor->data.size(), rows, cols));
-  }
-  return absl::OkStatus();
-}
-
 }  // namespace
 
 CpuStage::CpuStage(const ModelConfig& config, const StageSpec& spec, const CpuStageOptions& options)
@@ -96,9 +81,9 @@ absl::Status CpuStage::Check(const Ubatch& ubatch, const Bundle& in) const {
                                .max_tokens = spec_.max_tokens},
                               config_));
   if (spec_.embeds) return absl::OkStatus();
-  RETURN_IF_ERROR(CheckTensor(in, kHidden, ElementType::kF32, ubatch.rows, config_.hidden_dim));
+  RETURN_IF_ERROR(CheckBundleTensor(in, kHidden, ElementType::kF32, ubatch.rows, config_.hidden_dim));
   if (!SelectionCrosses(spec_.first_layer)) return absl::OkStatus();
-  return CheckTensor(in, kSelection, ElementType::kI32, ubatch.rows, config_.indexer.top_k);
+  return CheckBundleTensor(in, kSelection, ElementType::kI32, ubatch.rows, config_.indexer.top_k);
 }
 
 void CpuStage::PrepareState(const Ubatch& ubatch) {

@@ -80,4 +80,19 @@ absl::Status CheckUbatch(const Ubatch& ubatch, const UbatchLimits& limits,
   return absl::OkStatus();
 }
 
+absl::Status CheckBundleTensor(const Bundle& bundle, std::string_view name, ElementType type,
+                               int64_t rows, int64_t cols) {
+  const BundleTensor* tensor = bundle.Find(name);
+  if (tensor == nullptr) {
+    return absl::InvalidArgumentError(absl::StrFormat("the bundle has no tensor %s", name));
+  }
+  if (tensor->type != type || tensor->rows != rows || tensor->cols != cols ||
+      tensor->data.size() != tensor->bytes()) {
+    return absl::InvalidArgumentError(
+        absl::StrFormat("bundle tensor %s is %dx%d in %d bytes, wanted %dx%d", name, tensor->rows,
+                        tensor->cols, tensor->data.size(), rows, cols));
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace packtrain

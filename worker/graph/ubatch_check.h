@@ -2,8 +2,11 @@
 
 // Refuses ubatches that would reach outside what a stage has.
 
+#include <string_view>
+
 #include "absl/status/status.h"
 #include "common/model/config.h"
+#include "worker/engine/bundle.h"
 #include "worker/engine/stage.h"
 
 namespace packtrain {
@@ -18,5 +21,9 @@ struct UbatchLimits {
 // INVALID_ARGUMENT, naming slot, value and limit.
 absl::Status CheckUbatch(const Ubatch& ubatch, const UbatchLimits& limits,
                          const ModelConfig& config);
+
+// INVALID_ARGUMENT if the bundle has no such tensor of this type and shape.
+absl::Status CheckBundleTensor(const Bundle& bundle, std::string_view name, ElementType type,
+                               int64_t rows, int64_t cols);
 
 }  // namespace packtrain

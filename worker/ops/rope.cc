@@ -22,13 +22,15 @@ double YarnRamp(const RopeConfig& config, int pair) {
 
 }  // namespace
 
-Rope::Rope(const RopeConfig& config) {
+std::vector<double> RopeFrequencies(const RopeConfig& config) {
+  std::vector<double> frequencies;
   for (int pair = 0; pair < config.dims / 2; ++pair) {
     const double full = std::pow(static_cast<double>(config.base), -2.0 * pair / config.dims);
     const double slow = full / config.factor;
     const double share = config.yarn ? YarnRamp(config, pair) : 0.0;
-    frequencies_.push_back(full * share + slow * (1.0 - share));
+    frequencies.push_back(full * share + slow * (1.0 - share));
   }
+  return frequencies;
 }
 
 void Rope::SetPositions(std::span<const int32_t> positions) {

@@ -10,9 +10,12 @@
 
 namespace packtrain {
 
+// Radians per position of every pair, with YaRN already in: [dims / 2].
+std::vector<double> RopeFrequencies(const RopeConfig& config);
+
 class Rope {
  public:
-  explicit Rope(const RopeConfig& config);
+  explicit Rope(const RopeConfig& config) : frequencies_(RopeFrequencies(config)) {}
 
   int dims() const { return static_cast<int>(frequencies_.size()) * 2; }
 

@@ -79,6 +79,11 @@ __global__ void __launch_bounds__(kThreads)
   if (i < n) y[row * n + i] = fmaf(x[row * n + i], scale, y[row * n + i]);
 }
 
+__global__ void __launch_bounds__(kThreads) AddBiasKernel(float* y, const float* bias, int n) {
+  int i = blockIdx.y * kThreads + threadIdx.x;
+  if (i < n) y[blockIdx.x * static_cast<size_t>(n) + i] += bias[i];
+}
+
 __global__ void RopeTableKernel(const int32_t* positions, const double* frequencies,
                                 float magnitude, int rows, int pairs, float2* cos_sin) {
   int i = blockIdx.x * kThreads + threadIdx.x;
@@ -119,7 +124,7 @@ __global__ void GatedRmsNormKernel(const float* x, const float* z, const float* 
 }  // namespace
 
 int Convert(const float* x, int rows, int n, int stride, ActivationOut out, Stream stream) {
-  if (n % 32 != 0) return static_cast<int>(cudaErrorInvalidValue);
+  if (n % 32 != 0 && out.q8 != nullptr) return static_cast<int>(cudaErrorInvalidValue);
   if (rows == 0) return 0;
   ConvertKernel<<<rows, kThreads, 0, stream>>>(x, n, stride, out);
   return LastLaunch();
@@ -127,7 +132,7 @@ int Convert(const float* x, int rows, int n, int stride, ActivationOut out, Stre
 
 int RmsNorm(float* h, int stride, const float* delta, const float* weight, float eps, int rows,
             int n, ActivationOut out, Stream stream) {
-  if (n % 32 != 0) return static_cast<int>(cudaErrorInvalidValue);
+  if (n % 32 != 0 && out.q8 != nullptr) return static_cast<int>(cudaErrorInvalidValue);
   if (rows == 0) return 0;
   // The number of threads fixes the order of the sum, so it depends on n alone.
   int threads = n >= 4096 ? 1024 : (n >= 1024 ? 256 : 128);
@@ -144,7 +149,7 @@ int LayerNorm(const float* x, float* y, int stride, const float* weight, const f
 
 int SwiGlu(const float* gate, const float* up, int stride, int rows, int n, ActivationOut out,
            Stream stream) {
-  if (n % 32 != 0) return static_cast<int>(cudaErrorInvalidValue);
+  if (n % 32 != 0 && out.q8 != nullptr) return static_cast<int>(cudaErrorInvalidValue);
   if (rows == 0) return 0;
   SwiGluKernel<<<dim3(rows, CeilDiv(n, kThreads)), kThreads, 0, stream>>>(gate, up, stride, n, out);
   return LastLaunch();
@@ -152,7 +157,7 @@ int SwiGlu(const float* gate, const float* up, int stride, int rows, int n, Acti
 
 int SigmoidGate(const float* x, const float* gate, int gate_stride, int gate_head_stride,
                 int head_dim, int rows, int n, ActivationOut out, Stream stream) {
-  if (n % 32 != 0) return static_cast<int>(cudaErrorInvalidValue);
+  if (n % 32 != 0 && out.q8 != nullptr) return static_cast<int>(cudaErrorInvalidValue);
   if (rows == 0) return 0;
   SigmoidGateKernel<<<rows, kThreads, 0, stream>>>(x, gate, gate_stride, gate_head_stride, head_dim,
                                                    n, out);
@@ -162,6 +167,12 @@ int SigmoidGate(const float* x, const float* gate, int gate_stride, int gate_hea
 int AddScaled(float* y, const float* x, const float* scale_logit, int rows, int n, Stream stream) {
   if (rows == 0) return 0;
   AddScaledKernel<<<dim3(rows, CeilDiv(n, kThreads)), kThreads, 0, stream>>>(y, x, scale_logit, n);
+  return LastLaunch();
+}
+
+int AddBias(float* y, const float* bias, int rows, int n, Stream stream) {
+  if (rows == 0) return 0;
+  AddBiasKernel<<<dim3(rows, CeilDiv(n, kThreads)), kThreads, 0, stream>>>(y, bias, n);
   return LastLaunch();
 }
 
@@ -184,7 +195,7 @@ int Rope(float* x, int rows, int heads, int row_stride, int head_stride, RopeKin
 
 int GatedRmsNorm(const float* x, const float* z, const float* weight, float eps, int rows,
                  int heads, int dim, ActivationOut out, Stream stream) {
-  if (dim % 32 != 0 || dim > 1024) return static_cast<int>(cudaErrorInvalidValue);
+  if (dim > 1024 || (out.q8 != nullptr && dim % 32 != 0)) return static_cast<int>(cudaErrorInvalidValue);
   if (rows == 0) return 0;
   GatedRmsNormKernel<<<rows * heads, dim, 0, stream>>>(x, z, weight, eps, heads, out);
   return LastLaunch();

@@ -93,9 +93,9 @@ __device__ inline void MmaF16(float* c, const uint32_t* a, uint32_t b0, uint32_t
 }
 
 // Element i of row `row` of n values, for the 32 lanes of a warp that hold 32 neighbours (i % 32 is
-// the lane). The whole warp calls.
+// the lane). With q8 the whole warp calls.
 __device__ inline void Emit(const ActivationOut& out, int64_t row, int n, int i, float v) {
-  if (out.f32 != nullptr) out.f32[row * n + i] = v;
+  if (out.f32 != nullptr) out.f32[row * (out.f32_stride != 0 ? out.f32_stride : n) + i] = v;
   if (out.bf16 != nullptr) {
     out.bf16[row * n + i] = __bfloat16_as_ushort(__float2bfloat16_rn(v));
   }

@@ -134,7 +134,7 @@ __global__ void __launch_bounds__(kThreads) GemmKernel(GemmArgs args) {
 // f32 operands and sums, for weights stored unquantised. A block of 256 threads per 64 x 64 tile,
 // each thread 4 x 4; along k in order.
 __global__ void __launch_bounds__(256)
-    GemmF32Kernel(const float* a, const float* b, float* c, int m, int n, int k) {
+    GemmF32Kernel(const float* a, const float* b, float* c, int m, int n, int k, int ldc) {
   __shared__ float as[16][65], bs[16][65];
   int m0 = blockIdx.y * 64, n0 = blockIdx.x * 64;
   int tx = threadIdx.x % 16, ty = threadIdx.x / 16;
@@ -162,7 +162,7 @@ __global__ void __launch_bounds__(256)
   for (int i = 0; i < 4; ++i) {
     for (int j = 0; j < 4; ++j) {
       int row = m0 + ty + 16 * i, col = n0 + tx + 16 * j;
-      if (row < m && col < n) c[static_cast<size_t>(row) * n + col] = acc[i][j];
+      if (row < m && col < n) c[static_cast<size_t>(row) * ldc + col] = acc[i][j];
     }
   }
 }
@@ -184,9 +184,9 @@ int Gemm(const GemmArgs& args, Stream stream) {
   return LastLaunch();
 }
 
-int GemmF32(const float* a, const float* b, float* c, int m, int n, int k, Stream stream) {
+int GemmF32(const float* a, const float* b, float* c, int m, int n, int k, int ldc, Stream stream) {
   if (m == 0 || n == 0) return 0;
-  GemmF32Kernel<<<dim3(CeilDiv(n, 64), CeilDiv(m, 64)), 256, 0, stream>>>(a, b, c, m, n, k);
+  GemmF32Kernel<<<dim3(CeilDiv(n, 64), CeilDiv(m, 64)), 256, 0, stream>>>(a, b, c, m, n, k, ldc);
   return LastLaunch();
 }
 

@@ -25,12 +25,12 @@ __global__ void __launch_bounds__(kThreads) ScoresKernel(IndexerArgs args) {
       float k[kDim / 32];
 #pragma unroll
       for (int i = 0; i < kDim / 32; ++i)
-        k[i] = 32 * i < args.dim ? KvValue(args.type, key, 32 * i + lane) : 0;
+        k[i] = 32 * i + lane < args.dim ? KvValue(args.type, key, 32 * i + lane) : 0;
       for (int h = 0; h < args.heads; ++h) {
         float dot = 0;
 #pragma unroll
         for (int i = 0; i < kDim / 32; ++i) {
-          if (32 * i < args.dim) dot = fmaf(q[h * args.dim + 32 * i + lane], k[i], dot);
+          if (32 * i + lane < args.dim) dot = fmaf(q[h * args.dim + 32 * i + lane], k[i], dot);
         }
         score = fmaf(args.w[static_cast<size_t>(row) * args.heads + h], fmaxf(WarpSum(dot), 0.0f),
                      score);
@@ -119,7 +119,8 @@ __global__ void __launch_bounds__(kThreads) ScoresMmaKernel(IndexerArgs args) {
 }  // namespace
 
 int IndexerScores(const IndexerArgs& args, Stream stream) {
-  if (args.heads < 1 || args.heads > kMaxHeads || args.dim % 32 != 0 || args.dim > kDim) {
+  if (args.heads < 1 || args.heads > kMaxHeads || args.dim > kDim ||
+      (args.dim % 32 != 0 && (args.type == KvType::kQ8_0 || args.type == KvType::kQ4_1))) {
     return static_cast<int>(cudaErrorInvalidValue);
   }
   if (args.at.rows == 0 || args.columns == 0) return 0;

@@ -35,17 +35,19 @@ int PrepareDevice();
 // neighbouring lanes read neighbouring bytes. n % 32 == 0.
 constexpr size_t Q8RowBytes(size_t n) { return (n + n / 4 + 15) / 16 * 16; }
 
-// Where a kernel that makes activations puts them; any may be null. bf16 is what Gemm reads.
+// Where a kernel that makes activations puts them; any may be null. bf16 is what Gemm reads. Rows
+// are dense, except that f32 rows may have a stride. q8 wants n % 32 == 0.
 struct ActivationOut {
   float* f32 = nullptr;
+  int f32_stride = 0;  // 0: n
   void* q8 = nullptr;
   uint16_t* bf16 = nullptr;
 };
 
-// out = x. x [rows, n], row stride `stride`; n % 32 == 0 (n itself is dense in the outputs).
+// out = x. x [rows, n], row stride `stride`.
 int Convert(const float* x, int rows, int n, int stride, ActivationOut out, Stream stream);
 
-// h += delta (if delta), then out = rms(h, weight). h, delta [rows, n]; n % 32 == 0.
+// h += delta (if delta), then out = rms(h, weight). h, delta [rows, n].
 // h has row stride `stride`.
 int RmsNorm(float* h, int stride, const float* delta, const float* weight, float eps, int rows,
             int n, ActivationOut out, Stream stream);
@@ -54,7 +56,7 @@ int RmsNorm(float* h, int stride, const float* delta, const float* weight, float
 int LayerNorm(const float* x, float* y, int stride, const float* weight, const float* bias,
               float eps, int rows, int n, Stream stream);
 
-// out = silu(gate) * up, all [rows, n], n % 32 == 0. gate and up have row stride `stride`.
+// out = silu(gate) * up, all [rows, n]. gate and up have row stride `stride`.
 int SwiGlu(const float* gate, const float* up, int stride, int rows, int n, ActivationOut out,
            Stream stream);
 
@@ -65,6 +67,9 @@ int SigmoidGate(const float* x, const float* gate, int gate_stride, int gate_hea
 
 // y += x * scale, where scale is sigmoid(scale_logit[row]) or 1 if null. [rows, n] dense.
 int AddScaled(float* y, const float* x, const float* scale_logit, int rows, int n, Stream stream);
+
+// y[r][i] += bias[i]. y [rows, n] dense.
+int AddBias(float* y, const float* bias, int rows, int n, Stream stream);
 
 // cos_sin [rows, pairs] of (cos, sin) for angles position * frequency, computed in f64.
 //   frequencies  [pairs] f64 on the device (with YaRN already in), magnitude: M of YaRN, else 1
@@ -84,7 +89,8 @@ int Rope(float* x, int rows, int heads, int row_stride, int head_stride, RopeKin
 struct MatVecPart {
   const void* w = nullptr;   // `rows` rows of n weights; with experts: those of expert 0
   size_t expert_stride = 0;  // bytes from one expert to the next
-  float* y = nullptr;        // [tokens or pairs, rows], dense
+  float* y = nullptr;        // [tokens or pairs, rows]
+  int y_stride = 0;          // 0: rows
   int rows = 0;
 };
 
@@ -140,8 +146,8 @@ struct GemmArgs {
 };
 int Gemm(const GemmArgs& args, Stream stream);
 
-// c [m, n] = a [m, k] b^T [n, k] in f32 throughout: prefill with unquantised weights (router).
-int GemmF32(const float* a, const float* b, float* c, int m, int n, int k, Stream stream);
+// c [m, n] (row stride ldc) = a [m, k] b^T [n, k] in f32 throughout: prefill with unquantised weights.
+int GemmF32(const float* a, const float* b, float* c, int m, int n, int k, int ldc, Stream stream);
 
 // ---------------------------------------------------------------------------------------------
 // Mixture of experts
@@ -180,7 +186,7 @@ int SortPairs(const int32_t* ids, const int32_t* slot, int tokens, int top_k, in
 
 enum class KvType : int { kF32 = 0, kF16 = 1, kQ8_0 = 2, kQ4_1 = 3 };
 
-// Bytes of one cache row of n values (n % 32 == 0).
+// Bytes of one cache row of n values; n % 32 == 0 for quantised types.
 constexpr size_t KvRowBytes(KvType type, size_t n) {
   switch (type) {
     case KvType::kF32:
@@ -227,8 +233,8 @@ struct AttentionArgs {
   int q_head_stride = 0;
   int heads = 0;
   int kv_heads = 1;
-  int k_dim = 0;  // % 32 == 0
-  int v_dim = 0;  // % 32 == 0, <= 1024
+  int k_dim = 0;  // % 32 == 0 for quantised types
+  int v_dim = 0;  // likewise; <= 1024
   float scale = 1;
   KvType type = KvType::kF16;
   const void* k_cache = nullptr;
@@ -248,7 +254,7 @@ int Attention(const AttentionArgs& args, Stream stream);
 
 // scores[r][t] = scale * sum over h of w[r][h] * max(0, q[r][h] . key_t), t = 0 .. positions[r];
 // -inf for positions[r] < t < columns. q [rows, heads, dim], w [rows, heads], heads <= 64,
-// dim % 32 == 0, <= 128. Tensor cores where type and dim allow.
+// dim <= 128, % 32 == 0 for quantised types. Tensor cores where type and dim allow.
 struct IndexerArgs {
   KvRows at;
   const float* q = nullptr;

@@ -50,7 +50,9 @@ __global__ void CopyPagesKernel(const int32_t* from, const int32_t* to, size_t w
 
 int KvStore(const KvRows& at, const float* x, int stride, int n, KvType type, void* cache,
             Stream stream) {
-  if (n % 32 != 0) return static_cast<int>(cudaErrorInvalidValue);
+  if (n % 32 != 0 && (type == KvType::kQ8_0 || type == KvType::kQ4_1)) {
+    return static_cast<int>(cudaErrorInvalidValue);
+  }
   if (at.rows == 0) return 0;
   KvStoreKernel<<<at.rows, 256, 0, stream>>>(at, x, stride, n, type, static_cast<uint8_t*>(cache),
                                              KvRowBytes(type, n));

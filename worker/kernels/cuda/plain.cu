@@ -82,7 +82,7 @@ __global__ void __launch_bounds__(kThreads) MatVecKernel(MatVecArgs args) {
   for (int t = 0; t < kTokens; ++t) {
     float sum = BlockSum(acc[t], scratch);
     if (threadIdx.x == 0 && (kTokens == 1 || t < args.tokens))
-      p.y[(y_row + t) * p.rows + row] = sum;
+      p.y[(y_row + t) * (p.y_stride != 0 ? p.y_stride : p.rows) + row] = sum;
   }
 }
 

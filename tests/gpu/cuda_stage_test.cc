@@ -1,0 +1,304 @@
+// Aim: a CUDA stage computes what the CPU stages compute, and what the peer computed. Method: the
+// tiny golden models, whole and in two stages, prompts at once and in decode steps, with experts on
+// the GPU and elsewhere. PACKTRAIN_GOLDEN_DIR names another folder of models (NAME.gguf, golden/NAME/).
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <filesystem>
+
+#include "common/base/check.h"
+#include "tests/support/model_golden.h"
+#include "tests/support/model_runner.h"
+#include "worker/device/cuda/cuda_stage.h"
+#include "worker/ops/experts.h"
+
+namespace packtrain {
+namespace {
+
+template <typename T>
+T OrDie(absl::StatusOr<T> value) {
+  CHECK_MSG(value.ok(), value.status().ToString());
+  return std::move(value).value();
+}
+
+struct Case {
+  std::string name, model, goldens;
+};
+
+std::vector<Case> Cases() {
+  std::string goldens = PACKTRAIN_SOURCE_DIR "/tests/golden/models";
+  std::vector<std::string> folders = {goldens, PACKTRAIN_BINARY_DIR "/golden_models"};
+  if (const char* from = std::getenv("PACKTRAIN_GOLDEN_DIR"); from != nullptr) folders = {goldens = from};
+  std::vector<Case> cases;
+  for (const std::string& folder : folders) {
+    for (const auto& entry : std::filesystem::directory_iterator(folder)) {
+      if (entry.path().extension() != ".gguf") continue;
+      const std::string name = entry.path().stem().string();
+      cases.push_back({name, entry.path().string(), goldens + "/golden/" + name});
+    }
+  }
+  std::sort(cases.begin(), cases.end(), [](const Case& a, const Case& b) { return a.name < b.name; });
+  return cases;
+}
+
+bool IsF32(const Case& c) { return c.name.find("f32") != std::string::npos; }
+
+// Experts elsewhere: computed on the CPU when awaited.
+class CpuExperts : public ExpertsClient {
+ public:
+  explicit CpuExperts(const TestModel& model) : pool_(1) {
+    const CpuKernels* kernels = OrDie(SelectCpuKernels("scalar"));
+    WeightBinder binder(model.config, *model.tensors, *model.weights, *kernels);
+    std::vector<ExpertWeights> layers;
+    for (int layer = 0; layer < model.config.num_layers; ++layer) layers.push_back(binder.Experts(layer));
+    experts_ = std::make_unique<LocalExperts>(OpContext{.kernels = kernels, .pool = &pool_}, 0, std::move(layers));
+  }
+  absl::Status Post(const ExpertsRequest& request) override {
+    request_ = request;
+    return absl::OkStatus();
+  }
+  absl::Status Await(float* y) override { return experts_->Compute(request_, y); }
+
+ private:
+  ThreadPool pool_;
+  std::unique_ptr<LocalExperts> experts_;
+  ExpertsRequest request_;
+};
+
+struct GpuOptions {
+  std::vector<int> cuts = {};
+  KvCacheType kv_cache = KvCacheType::kF32;
+  ExpertsClient* experts = nullptr;
+  int num_slots = 2;
+};
+
+class GpuRunner {
+ public:
+  GpuRunner(const TestModel& model, const GpuOptions& options) {
+    const int pages = 8;
+    std::vector<int> cuts = options.cuts;
+    cuts.insert(cuts.begin(), 0);
+    cuts.push_back(model.config.num_layers);
+    pages_.resize(static_cast<size_t>(options.num_slots));
+    for (int i = 0; i < pages * options.num_slots; ++i) {
+      pages_[static_cast<size_t>(i % options.num_slots)].push_back(pages * options.num_slots - 1 - i);
+    }
+    for (size_t i = 0; i + 1 < cuts.size(); ++i) {
+      StageSpec spec;
+      spec.first_layer = cuts[i];
+      spec.last_layer = cuts[i + 1];
+      spec.embeds = i == 0;
+      spec.has_head = i + 2 == cuts.size();
+      spec.kv_cache = options.kv_cache;
+      spec.num_pages = pages * options.num_slots;
+      spec.num_slots = options.num_slots;
+      spec.num_snapshots = 1;
+      if (options.experts == nullptr) spec.resident_last = model.config.num_layers;
+      stages_.push_back(OrDie(CudaStage::Create(model.config, *model.tensors, *model.weights, spec,
+                                                {.device = 0, .experts = options.experts, .progress = {}})));
+    }
+    bundles_.resize(stages_.size());
+  }
+
+  std::vector<float> Step(std::span<const SlotRows> rows) {
+    std::vector<UbatchSequence> sequences;
+    Ubatch ubatch;
+    for (const SlotRows& slot : rows) {
+      UbatchSequence& sequence = sequences.emplace_back();
+      sequence.slot = slot.slot;
+      sequence.start = slot.start;
+      sequence.rows = static_cast<int32_t>(slot.tokens.size());
+      sequence.tokens = slot.tokens;
+      sequence.pages = pages_[static_cast<size_t>(slot.slot)];
+      sequence.reset = slot.start == 0;
+      sequence.restore_snapshot = slot.restore_snapshot;
+      sequence.save_snapshot = slot.save_snapshot;
+      sequence.logits_all = true;
+      ubatch.rows += sequence.rows;
+    }
+    ubatch.sequences = sequences;
+    const Bundle none;
+    for (size_t i = 0; i < stages_.size(); ++i) {
+      const absl::Status status = stages_[i]->Run(ubatch, i == 0 ? none : bundles_[i - 1], &bundles_[i]);
+      CHECK_MSG(status.ok(), status.ToString());
+    }
+    const std::span<const float> logits = stages_.back()->logits();
+    return {logits.begin(), logits.end()};
+  }
+
+  std::vector<float> Prefill(std::span<const TokenId> tokens, int chunk, int slot = 0) {
+    std::vector<float> logits;
+    for (size_t first = 0; first < tokens.size(); first += static_cast<size_t>(chunk)) {
+      const auto part = tokens.subspan(first, std::min(tokens.size() - first, static_cast<size_t>(chunk)));
+      const SlotRows rows = {.slot = slot, .start = static_cast<int>(first), .tokens = {part.begin(), part.end()}};
+      const std::vector<float> out = Step({&rows, 1});
+      logits.insert(logits.end(), out.begin(), out.end());
+    }
+    return logits;
+  }
+
+ private:
+  std::vector<std::vector<int32_t>> pages_;
+  std::vector<std::unique_ptr<CudaStage>> stages_;
+  std::vector<Bundle> bundles_;
+};
+
+// Differences of logits, row by row. Routing and sparse attention are choices: where two are nearly
+// tied, rounding decides and the row's logits differ by much. So: how many rows, and the median.
+struct Distance {
+  std::vector<float> rows;  // the largest of each
+  int other_argmax = 0;
+  float median() const {
+    std::vector<float> sorted = rows;
+    std::sort(sorted.begin(), sorted.end());
+    return sorted[sorted.size() / 2];
+  }
+  float worst() const { return *std::max_element(rows.begin(), rows.end()); }
+};
+
+Distance Compare(const std::vector<float>& a, const std::vector<float>& b, size_t vocab) {
+  CHECK(a.size() == b.size());
+  Distance distance;
+  for (size_t row = 0; row < a.size() / vocab; ++row) {
+    float worst = 0;
+    for (size_t i = row * vocab; i < (row + 1) * vocab; ++i) {
+      const float difference = std::abs(a[i] - b[i]);
+      worst = difference <= worst ? worst : difference;  // NaN stays
+    }
+    distance.rows.push_back(std::isnan(worst) ? INFINITY : worst);
+    distance.other_argmax +=
+        ArgMax(std::span(a).subspan(row * vocab, vocab)) != ArgMax(std::span(b).subspan(row * vocab, vocab));
+  }
+  return distance;
+}
+
+class CudaStageTest : public testing::TestWithParam<Case> {
+ protected:
+  CudaStageTest()
+      : model_(GetParam().model),
+        golden_(ReadModelGolden(GetParam().goldens, IsF32(GetParam()) ? "f32" : "deq-f32")),
+        vocab_(static_cast<size_t>(model_.config.vocab_size)) {}
+
+  std::vector<float> OnCpu(const std::vector<TokenId>& ids) {
+    ModelRunner runner(model_, {});
+    return runner.Prefill(ids, 0, 512);
+  }
+
+  TestModel model_;
+  ModelGolden golden_;
+  size_t vocab_;
+};
+
+TEST_P(CudaStageTest, LogitsAreThoseOfTheCpu) {
+  GpuRunner prefill(model_, {}), decode(model_, {});
+  for (const GoldenPrompt& prompt : golden_.prompts) {
+    const std::vector<float> wanted = OnCpu(prompt.ids);
+    const Distance whole = Compare(prefill.Prefill(prompt.ids, 512), wanted, vocab_);
+    const Distance steps = Compare(decode.Prefill(prompt.ids, 8), wanted, vocab_);
+    std::printf("%s %s: rows %zu, prefill median %.5f worst %.5f argmax %d, decode median %.5f worst %.5f argmax %d\n",
+                GetParam().name.c_str(), prompt.name.c_str(), whole.rows.size(), whole.median(), whole.worst(),
+                whole.other_argmax, steps.median(), steps.worst(), steps.other_argmax);
+    if (IsF32(GetParam())) {
+      // f32 throughout: the bound that the goldens state for an independent implementation.
+      EXPECT_LE(whole.worst(), 1e-3F) << prompt.name;
+      EXPECT_LE(steps.worst(), 1e-3F) << prompt.name;
+    } else {
+      // Quantised activations and bf16 products; logits have a spread of about 4.5.
+      EXPECT_LE(whole.median(), 0.5F) << prompt.name;
+      EXPECT_LE(steps.median(), 0.5F) << prompt.name;
+      EXPECT_LE(steps.other_argmax, 1 + static_cast<int>(steps.rows.size()) / 10) << prompt.name;
+      EXPECT_LE(whole.other_argmax, 1 + static_cast<int>(whole.rows.size()) / 10) << prompt.name;
+    }
+  }
+}
+
+TEST_P(CudaStageTest, LastLogitsAreThePeers) {
+  if (!IsF32(GetParam())) GTEST_SKIP() << "the peer's activations were not quantised";
+  GpuRunner runner(model_, {});
+  for (size_t p = 0; p < golden_.prompts.size(); ++p) {
+    const std::vector<float> logits = runner.Prefill(golden_.prompts[p].ids, 512);
+    for (size_t id = 0; id < vocab_; ++id) {
+      ASSERT_NEAR(logits[logits.size() - vocab_ + id], golden_.last_logits.row(p)[id], 1e-3F)
+          << golden_.prompts[p].name << " id " << id;
+    }
+  }
+}
+
+TEST_P(CudaStageTest, StepsOfOneToEightTokensGiveTheSameBits) {
+  const std::vector<TokenId>& ids = golden_.prompts[3].ids;
+  GpuRunner one(model_, {}), three(model_, {}), eight(model_, {}), again(model_, {});
+  const std::vector<float> wanted = one.Prefill(ids, 1);
+  EXPECT_EQ(three.Prefill(ids, 3), wanted);
+  EXPECT_EQ(eight.Prefill(ids, 8), wanted);
+  EXPECT_EQ(again.Prefill(ids, 1), wanted);
+}
+
+TEST_P(CudaStageTest, ASlotIsNotTouchedByItsNeighbour) {
+  const std::vector<TokenId>& a = golden_.prompts[2].ids;
+  const std::vector<TokenId>& b = golden_.prompts[3].ids;
+  GpuRunner alone(model_, {}), both(model_, {});
+  const std::vector<float> wanted = alone.Prefill(a, 1);
+  std::vector<float> got;
+  for (size_t i = 0; i < a.size(); ++i) {
+    const SlotRows rows[] = {{.slot = 1, .start = static_cast<int>(2 * i), .tokens = {b[2 * i], b[2 * i + 1]}},
+                             {.slot = 0, .start = static_cast<int>(i), .tokens = {a[i]}}};
+    const std::vector<float> logits = both.Step(rows);
+    got.insert(got.end(), logits.begin() + static_cast<std::ptrdiff_t>(2 * vocab_), logits.end());
+  }
+  EXPECT_EQ(got, wanted);
+}
+
+TEST_P(CudaStageTest, AnyCutOfTheLayersGivesTheSameBits) {
+  const std::vector<TokenId>& ids = golden_.prompts[3].ids;
+  GpuRunner whole(model_, {});
+  const std::vector<float> wanted = whole.Prefill(ids, 5);
+  for (int cut = 1; cut < model_.config.num_layers; ++cut) {
+    GpuRunner two(model_, {.cuts = {cut}});
+    EXPECT_EQ(two.Prefill(ids, 5), wanted) << "cut at " << cut;
+  }
+}
+
+TEST_P(CudaStageTest, ExpertsElsewhereAgree) {
+  const std::vector<TokenId>& ids = golden_.prompts[3].ids;
+  CpuExperts experts(model_);
+  GpuRunner local(model_, {}), remote(model_, {.experts = &experts});
+  const Distance distance = Compare(remote.Prefill(ids, 4), local.Prefill(ids, 4), vocab_);
+  EXPECT_LE(distance.median(), IsF32(GetParam()) ? 1e-3F : 0.5F);
+}
+
+TEST_P(CudaStageTest, EveryCacheTypeWorks) {
+  const std::vector<TokenId>& ids = golden_.prompts[3].ids;
+  GpuRunner f32(model_, {});
+  const std::vector<float> wanted = f32.Prefill(ids, 8);
+  for (KvCacheType type : {KvCacheType::kF16, KvCacheType::kQ8_0, KvCacheType::kQ4_1}) {
+    GpuRunner runner(model_, {.kv_cache = type});
+    const Distance distance = Compare(runner.Prefill(ids, 8), wanted, vocab_);
+    std::printf("%s cache type %d: median %.4f argmax %d of %zu\n", GetParam().name.c_str(), static_cast<int>(type),
+                distance.median(), distance.other_argmax, distance.rows.size());
+    EXPECT_LE(distance.median(), type == KvCacheType::kF16 ? 0.2F : type == KvCacheType::kQ8_0 ? 1.5F : 6.0F);
+  }
+}
+
+TEST_P(CudaStageTest, SnapshotsRestoreTheRecurrentState) {
+  if (!model_.config.has_recurrent_state()) GTEST_SKIP() << "the model has no recurrent state";
+  const std::vector<TokenId>& ids = golden_.prompts[2].ids;
+  GpuRunner runner(model_, {});
+  const SlotRows first = {.start = 0, .tokens = {ids.begin(), ids.begin() + 5}, .save_snapshot = 0};
+  runner.Step({&first, 1});
+  SlotRows second = {.start = 5, .tokens = {ids.begin() + 5, ids.begin() + 9}};
+  const std::vector<float> wanted = runner.Step({&second, 1});
+  second.restore_snapshot = 0;
+  EXPECT_EQ(runner.Step({&second, 1}), wanted);
+}
+
+INSTANTIATE_TEST_SUITE_P(All, CudaStageTest, testing::ValuesIn(Cases()), [](const auto& test) {
+  std::string name = test.param.name;
+  std::replace(name.begin(), name.end(), '-', '_');
+  return name;
+});
+
+}  // namespace
+}  // namespace packtrain

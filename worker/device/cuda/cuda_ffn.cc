@@ -1,0 +1,230 @@
+// The feed-forward layers of a CUDA stage.
+
+#include <cuda_runtime_api.h>
+
+#include <algorithm>
+
+#include "worker/device/cuda/cuda_run.h"
+
+namespace packtrain {
+namespace {
+
+size_t Product(int a, int b) { return static_cast<size_t>(a) * static_cast<size_t>(b); }
+
+// One part of an experts product: `rows` rows of each expert.
+cuda::MatVecPart ExpertPart(const DeviceMatrix& w, int rows, int row_stride, float* y) {
+  return {.w = w.data,
+          .expert_stride = static_cast<size_t>(row_stride) * w.row_bytes(),
+          .y = y,
+          .y_stride = 0,
+          .rows = rows};
+}
+
+struct Picks {
+  int32_t* ids = nullptr;    // [rows, top_k]
+  float* weights = nullptr;  // [rows, top_k]
+};
+
+// Each pick on its own: few rows, or weights without a faster way.
+void ExpertsByPair(CudaRun* run, const DeviceExperts& experts, const Picks& picks, const DeviceActivations& x,
+                   float* y) {
+  const int top_k = run->config.moe.top_k, pairs = run->rows * top_k, inner_dim = experts.expert_dim;
+  const DeviceFfn& w = experts.ffn;
+  float* gate = run->Take<float>(Product(pairs, inner_dim));
+  float* up = run->Take<float>(Product(pairs, inner_dim));
+  DeviceActivations inner{.rows = pairs, .n = inner_dim};
+  inner.f32 = run->Take<float>(Product(pairs, inner_dim));
+  if (inner_dim % 32 == 0) {
+    inner.q8 = run->Take<uint8_t>(static_cast<size_t>(pairs) * cuda::Q8RowBytes(static_cast<size_t>(inner_dim)));
+  }
+  float* down = run->Take<float>(Product(pairs, w.down.rows / experts.num_experts));
+
+  cuda::MatVecArgs args;
+  args.tokens = pairs;
+  args.experts = true;
+  args.num_experts = experts.num_experts;
+  args.ids = picks.ids;
+  args.pairs_per_row = top_k;
+  args.n = w.gate.cols;
+  args.parts[0] = ExpertPart(w.gate, inner_dim, experts.row_stride, gate);
+  args.x = w.gate.kernels->f32_activations ? static_cast<const void*>(x.f32) : x.q8;
+  if (w.gate.kernels == w.up.kernels) {
+    args.parts[1] = ExpertPart(w.up, inner_dim, experts.row_stride, up);
+    args.num_parts = 2;
+    LAUNCH(run, w.gate.kernels->mat_vec(args, run->stream));
+  } else {
+    LAUNCH(run, w.gate.kernels->mat_vec(args, run->stream));
+    args.parts[0] = ExpertPart(w.up, inner_dim, experts.row_stride, up);
+    args.x = w.up.kernels->f32_activations ? static_cast<const void*>(x.f32) : x.q8;
+    LAUNCH(run, w.up.kernels->mat_vec(args, run->stream));
+  }
+  LAUNCH(run, cuda::SwiGlu(gate, up, inner_dim, pairs, inner_dim, inner.out(), run->stream));
+  const int hidden = w.down.rows / experts.num_experts;
+  args.num_parts = 1;
+  args.parts[0] = ExpertPart(w.down, hidden, hidden, down);
+  args.n = w.down.cols;
+  args.x = w.down.kernels->f32_activations ? static_cast<const void*>(inner.f32) : inner.q8;
+  args.pairs_per_row = 1;
+  LAUNCH(run, w.down.kernels->mat_vec(args, run->stream));
+  LAUNCH(run, cuda::CombineExperts(down, picks.ids, nullptr, nullptr, picks.weights, run->rows, top_k, hidden, false, y,
+                                   run->stream));
+}
+
+// C rows of experts [first, first + count) := A rows times their matrices, unpacked one batch at a time.
+void GroupedProduct(CudaRun* run, const DeviceMatrix& w, int rows, int row_stride, int num_experts,
+                    const uint16_t* a, const int32_t* row_index, const int32_t* offsets, int total_rows, float* c) {
+  const size_t matrix = Product(rows, w.cols);
+  const int fit = std::max(1, static_cast<int>(run->unpacked_capacity / matrix));
+  for (int first = 0; first < num_experts; first += fit) {
+    const int count = std::min(fit, num_experts - first);
+    const auto unpack = [&](int expert, int experts) {
+      LAUNCH(run, w.kernels->decode_bf16(w.data + Product(expert, row_stride) * w.row_bytes(),
+                                         static_cast<size_t>(experts) * matrix,
+                                         run->unpacked + static_cast<size_t>(expert - first) * matrix, run->stream));
+    };
+    if (row_stride == rows) {
+      unpack(first, count);
+    } else {
+      for (int i = 0; i < count; ++i) unpack(first + i, 1);
+    }
+    LAUNCH(run, cuda::Gemm({.a = a,
+                            .lda = w.cols,
+                            .row_index = row_index,
+                            .b = run->unpacked,
+                            .b_group_stride = matrix,
+                            .c = c,
+                            .ldc = rows,
+                            .groups = count,
+                            .offsets = offsets + first,
+                            .m = total_rows,
+                            .n = rows,
+                            .k = w.cols},
+                           run->stream));
+  }
+}
+
+// Many rows: sorted by expert, each expert's rows at once.
+void ExpertsByGroup(CudaRun* run, const DeviceExperts& experts, const Picks& picks, const DeviceActivations& x,
+                    float* y) {
+  const int top_k = run->config.moe.top_k, pairs = run->rows * top_k, inner_dim = experts.expert_dim;
+  const DeviceFfn& w = experts.ffn;
+  const int hidden = w.down.rows / experts.num_experts;
+  auto* offsets = run->Take<int32_t>(static_cast<size_t>(experts.num_experts) + 1);
+  auto* token_of_row = run->Take<int32_t>(static_cast<size_t>(pairs));
+  auto* row_of_pair = run->Take<int32_t>(static_cast<size_t>(pairs));
+  LAUNCH(run, cuda::SortPairs(picks.ids, nullptr, run->rows, top_k, experts.num_experts, offsets, token_of_row,
+                              row_of_pair, run->stream));
+  float* down = run->Take<float>(Product(pairs, hidden));
+  auto* inner = run->Take<uint16_t>(Product(pairs, inner_dim));
+  float* gate = run->Take<float>(Product(pairs, inner_dim));
+  float* up = run->Take<float>(Product(pairs, inner_dim));
+  GroupedProduct(run, w.gate, inner_dim, experts.row_stride, experts.num_experts, x.bf16, token_of_row, offsets, pairs,
+                 gate);
+  GroupedProduct(run, w.up, inner_dim, experts.row_stride, experts.num_experts, x.bf16, token_of_row, offsets, pairs,
+                 up);
+  LAUNCH(run, cuda::SwiGlu(gate, up, inner_dim, pairs, inner_dim, {.bf16 = inner}, run->stream));
+  GroupedProduct(run, w.down, hidden, hidden, experts.num_experts, inner, nullptr, offsets, pairs, down);
+  LAUNCH(run, cuda::CombineExperts(down, picks.ids, nullptr, row_of_pair, picks.weights, run->rows, top_k, hidden,
+                                   false, y, run->stream));
+}
+
+Picks Route(CudaRun* run, const DeviceLayer& w, const DeviceActivations& x) {
+  const MoeConfig& moe = run->config.moe;
+  float* logits = run->Take<float>(Product(run->rows, moe.num_experts));
+  Picks picks{.ids = run->Take<int32_t>(Product(run->rows, moe.top_k)),
+              .weights = run->Take<float>(Product(run->rows, moe.top_k))};
+  DeviceLinear(run, w.router, x, logits);
+  cuda::RouterArgs args;
+  args.logits = logits;
+  args.bias = w.router_bias;
+  args.tokens = run->rows;
+  args.num_experts = moe.num_experts;
+  args.top_k = moe.top_k;
+  args.sigmoid = moe.gating == GatingKind::kSigmoid;
+  args.groups = moe.num_groups;
+  args.groups_used = moe.groups_used;
+  args.normalize = moe.normalise;
+  args.scale = moe.scale;
+  args.ids = picks.ids;
+  args.weights = picks.weights;
+  LAUNCH(run, cuda::Router(args, run->stream));
+  return picks;
+}
+
+// Sends the layer's work to whoever serves its experts.
+void PostRemote(CudaRun* run, int layer, const Picks& picks, const DeviceActivations& x) {
+  if (run->measuring || !run->status.ok()) return;
+  const MoeConfig& moe = run->config.moe;
+  const size_t picked = Product(run->rows, moe.top_k);
+  LAUNCH(run, cudaMemcpyAsync(run->host_x, x.f32, Product(run->rows, x.n) * sizeof(float), cudaMemcpyDeviceToHost,
+                              run->stream));
+  LAUNCH(run, cudaMemcpyAsync(run->host_ids, picks.ids, picked * sizeof(int32_t), cudaMemcpyDeviceToHost, run->stream));
+  LAUNCH(run, cudaMemcpyAsync(run->host_weights, picks.weights, picked * sizeof(float), cudaMemcpyDeviceToHost,
+                              run->stream));
+  LAUNCH(run, cudaStreamSynchronize(run->stream));
+  if (!run->status.ok()) return;
+  run->status = run->remote_experts->Post({.layer = layer,
+                                           .tokens = run->rows,
+                                           .hidden_dim = run->config.hidden_dim,
+                                           .top_k = moe.top_k,
+                                           .x = run->host_x,
+                                           .ids = run->host_ids,
+                                           .weights = run->host_weights});
+}
+
+void AwaitRemote(CudaRun* run, float* y) {
+  if (run->measuring || !run->status.ok()) return;
+  run->status = run->remote_experts->Await(run->host_y);
+  if (!run->status.ok()) return;
+  LAUNCH(run, cudaMemcpyAsync(y, run->host_y, Product(run->rows, run->config.hidden_dim) * sizeof(float),
+                              cudaMemcpyHostToDevice, run->stream));
+}
+
+}  // namespace
+
+void DeviceDense(CudaRun* run, const DeviceFfn& w, const DeviceActivations& x, float* y) {
+  const ScratchScope scope(run);
+  const int inner_dim = w.gate.rows;
+  float* gate = run->Take<float>(Product(run->rows, inner_dim));
+  float* up = run->Take<float>(Product(run->rows, inner_dim));
+  const DeviceActivations inner = run->TakeActivations(run->rows, inner_dim);
+  DeviceLinearPair(run, w.gate, w.up, x, gate, up);
+  LAUNCH(run, cuda::SwiGlu(gate, up, inner_dim, run->rows, inner_dim, inner.out(), run->stream));
+  DeviceLinear(run, w.down, inner, y);
+}
+
+void DeviceMoe(CudaRun* run, int layer, const DeviceLayer& w, const DeviceActivations& x, float* y) {
+  const ScratchScope scope(run);
+  const Picks picks = Route(run, w, x);
+  const bool local = w.experts.num_experts > 0;
+  if (!local) PostRemote(run, layer, picks, x);
+
+  // The shared expert, while others work on the routed ones.
+  float* shared = nullptr;
+  float* shared_logit = nullptr;
+  if (!w.shared.gate.empty()) {
+    shared = run->Take<float>(Product(run->rows, run->config.hidden_dim));
+    DeviceDense(run, w.shared, x, shared);
+    if (!w.shared_router.empty()) {
+      shared_logit = run->Take<float>(static_cast<size_t>(run->rows));
+      DeviceLinear(run, w.shared_router, x, shared_logit);
+    }
+  }
+  if (!local) {
+    AwaitRemote(run, y);
+  } else {
+    const ScratchScope inner(run);
+    const DeviceFfn& ffn = w.experts.ffn;
+    const auto f32 = [](const DeviceMatrix& m) { return m.kernels->type == TensorType::kF32; };
+    if (run->decode() || (f32(ffn.gate) && f32(ffn.up) && f32(ffn.down)) || w.experts.expert_dim % 32 != 0) {
+      ExpertsByPair(run, w.experts, picks, x, y);
+    } else {
+      ExpertsByGroup(run, w.experts, picks, x, y);
+    }
+  }
+  if (shared != nullptr) {
+    LAUNCH(run, cuda::AddScaled(y, shared, shared_logit, run->rows, run->config.hidden_dim, run->stream));
+  }
+}
+
+}  // namespace packtrain

@@ -1,0 +1,131 @@
+// Products of weights with activations: mat-vec kernels for few rows, else unpacked weights and the
+// tensor cores.
+
+#include <algorithm>
+
+#include "worker/device/cuda/cuda_run.h"
+
+namespace packtrain {
+namespace {
+
+const void* MatVecInput(const DeviceMatrix& w, const DeviceActivations& x) {
+  return w.kernels->f32_activations ? static_cast<const void*>(x.f32) : x.q8;
+}
+
+cuda::MatVecPart Part(const DeviceMatrix& w, float* y, int y_stride = 0) {
+  return {.w = w.data, .expert_stride = 0, .y = y, .y_stride = y_stride, .rows = w.rows};
+}
+
+}  // namespace
+
+DeviceActivations CudaRun::TakeActivations(int n_rows, int n) {
+  const auto count = static_cast<size_t>(n_rows) * static_cast<size_t>(n);
+  DeviceActivations x{.rows = n_rows, .n = n, .f32 = Take<float>(count)};
+  if (n % 32 != 0) return x;
+  if (decode()) {
+    x.q8 = Take<uint8_t>(static_cast<size_t>(n_rows) * cuda::Q8RowBytes(static_cast<size_t>(n)));
+  } else {
+    x.bf16 = Take<uint16_t>(count);
+  }
+  return x;
+}
+
+void DeviceLinear(CudaRun* run, const DeviceMatrix& w, const DeviceActivations& x, float* y, int y_stride) {
+  if (y_stride == 0) y_stride = w.rows;
+  if (x.rows <= kDecodeRows) {
+    cuda::MatVecArgs args;
+    args.parts[0] = Part(w, y, y_stride);
+    args.n = w.cols;
+    args.x = MatVecInput(w, x);
+    args.tokens = x.rows;
+    LAUNCH(run, w.kernels->mat_vec(args, run->stream));
+    return;
+  }
+  if (w.kernels->type == TensorType::kF32) {
+    LAUNCH(run, cuda::GemmF32(x.f32, reinterpret_cast<const float*>(w.data), y, x.rows, w.rows, w.cols, y_stride,
+                              run->stream));
+    return;
+  }
+  if (x.bf16 == nullptr) {
+    // Rows that are no multiple of 32 exist as F16 and BF16 only, in small matrices.
+    for (int row = 0; row < x.rows; row += kDecodeRows) {
+      cuda::MatVecArgs args;
+      args.parts[0] = Part(w, y + static_cast<size_t>(row) * static_cast<size_t>(y_stride), y_stride);
+      args.n = w.cols;
+      args.x = x.f32 + static_cast<size_t>(row) * static_cast<size_t>(x.n);
+      args.tokens = std::min(kDecodeRows, x.rows - row);
+      LAUNCH(run, w.kernels->mat_vec(args, run->stream));
+    }
+    return;
+  }
+  // As many rows of w at a time as there is room for.
+  const auto fit = static_cast<int>(run->unpacked_capacity / static_cast<size_t>(w.cols));
+  for (int row = 0; row < w.rows; row += fit) {
+    const int part = std::min(fit, w.rows - row);
+    LAUNCH(run, w.kernels->decode_bf16(w.data + static_cast<size_t>(row) * w.row_bytes(),
+                                       static_cast<size_t>(part) * static_cast<size_t>(w.cols), run->unpacked,
+                                       run->stream));
+    LAUNCH(run, cuda::Gemm({.a = x.bf16, .lda = x.n, .b = run->unpacked, .c = y + row, .ldc = y_stride, .m = x.rows,
+                            .n = part, .k = w.cols},
+                           run->stream));
+  }
+}
+
+void DeviceLinearPair(CudaRun* run, const DeviceMatrix& a, const DeviceMatrix& b, const DeviceActivations& x,
+                      float* y_a, float* y_b) {
+  if (x.rows <= kDecodeRows && a.kernels == b.kernels) {
+    cuda::MatVecArgs args;
+    args.parts[0] = Part(a, y_a);
+    args.parts[1] = Part(b, y_b);
+    args.num_parts = 2;
+    args.n = a.cols;
+    args.x = MatVecInput(a, x);
+    args.tokens = x.rows;
+    LAUNCH(run, a.kernels->mat_vec(args, run->stream));
+    return;
+  }
+  DeviceLinear(run, a, x, y_a);
+  DeviceLinear(run, b, x, y_b);
+}
+
+void DeviceLinearPerHead(CudaRun* run, const DeviceMatrix& w, int heads, const DeviceActivations& x, float* y,
+                         int y_stride) {
+  const int rows = w.rows / heads;
+  if (run->decode() || w.kernels->f32_activations || x.bf16 == nullptr) {
+    cuda::MatVecArgs args;
+    args.parts[0] = {.w = w.data,
+                     .expert_stride = static_cast<size_t>(rows) * w.row_bytes(),
+                     .y = y,
+                     .y_stride = y_stride,
+                     .rows = rows};
+    args.n = w.cols;
+    args.x = MatVecInput(w, x);
+    args.tokens = x.rows;
+    args.experts = true;
+    args.num_experts = heads;
+    LAUNCH(run, w.kernels->mat_vec(args, run->stream));
+    return;
+  }
+  const size_t matrix = static_cast<size_t>(rows) * static_cast<size_t>(w.cols);
+  const int fit = std::max(1, static_cast<int>(run->unpacked_capacity / matrix));
+  for (int head = 0; head < heads; head += fit) {
+    const int part = std::min(fit, heads - head);
+    LAUNCH(run, w.kernels->decode_bf16(w.data + static_cast<size_t>(head) * static_cast<size_t>(rows) * w.row_bytes(),
+                                       static_cast<size_t>(part) * matrix, run->unpacked, run->stream));
+    LAUNCH(run, cuda::Gemm({.a = x.bf16 + static_cast<size_t>(head) * static_cast<size_t>(w.cols),
+                            .lda = heads * w.cols,
+                            .a_group_stride = static_cast<size_t>(w.cols),
+                            .b = run->unpacked,
+                            .b_group_stride = matrix,
+                            .c = y + static_cast<size_t>(head) * static_cast<size_t>(y_stride),
+                            .ldc = heads * y_stride,
+                            .c_group_stride = static_cast<size_t>(y_stride),
+                            .groups = part,
+                            .m = x.rows / heads,
+                            .n = rows,
+                            .k = w.cols},
+                           run->stream));
+  }
+}
+
+}  // namespace packtrain

@@ -1,0 +1,151 @@
+#pragma once
+
+// What the layers of a CUDA stage share while a ubatch runs. Layer code enqueues kernels and never
+// waits; the first failed launch is kept and reported when the ubatch ends. The same code, run with
+// `measuring`, finds out how much scratch memory a ubatch needs.
+
+#include <cstdint>
+#include <string_view>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "common/model/config.h"
+#include "worker/device/cuda/cuda_memory.h"
+#include "worker/device/cuda/cuda_weights.h"
+#include "worker/engine/experts.h"
+#include "worker/kernels/cuda/kernels.h"
+
+namespace packtrain {
+
+// Up to this many rows run as a decode step: mat-vec kernels, whose results for a row do not depend
+// on the others.
+inline constexpr int kDecodeRows = 8;
+// Parts that attention cuts a context into in a decode step.
+inline constexpr int kDecodeSplits = 32;
+
+// The cache and state of one layer; only the parts of its kind exist.
+struct DeviceLayerCache {
+  uint8_t* latent = nullptr;
+  uint8_t* k = nullptr;
+  uint8_t* v = nullptr;
+  uint8_t* index_keys = nullptr;
+  float* conv = nullptr;   // [slots, 3, channels]
+  float* state = nullptr;  // [slots, v_heads, k_dim, v_dim]
+  float* saved_conv = nullptr;  // the same by snapshot
+  float* saved_state = nullptr;
+};
+
+// Rows as the kernels read them: f32, and what products want for this number of rows.
+struct DeviceActivations {
+  int rows = 0;
+  int n = 0;
+  float* f32 = nullptr;
+  uint8_t* q8 = nullptr;     // up to kDecodeRows rows (or pairs), n % 32 == 0
+  uint16_t* bf16 = nullptr;  // more
+
+  cuda::ActivationOut out() const { return {.f32 = f32, .q8 = q8, .bf16 = bf16}; }
+};
+
+// The ubatch in device memory.
+struct DeviceBatch {
+  int32_t* positions = nullptr;     // [rows]
+  int32_t* table_offset = nullptr;  // [rows]
+  int32_t* page_tables = nullptr;   // of the sequences, one behind the other
+  int32_t* row_offset = nullptr;    // [sequences + 1]
+  int32_t* slots = nullptr;         // [sequences]
+};
+
+// One sequence's rows.
+struct RowRange {
+  int first = 0;
+  int rows = 0;
+};
+
+struct CudaRun {
+  explicit CudaRun(const ModelConfig& model) : config(model) {}
+
+  const ModelConfig& config;
+  cuda::Stream stream = nullptr;
+  cuda::KvType kv_type = cuda::KvType::kF16;
+  ExpertsClient* remote_experts = nullptr;
+
+  int rows = 0;
+  int max_position = 0;
+  std::vector<RowRange> sequences;
+  DeviceBatch batch;
+  float* cos_sin = nullptr;      // [rows, rope.dims / 2] pairs
+  int32_t* selection = nullptr;  // [rows, indexer.top_k]
+  bool sparse() const { return config.indexer.top_k > 0 && max_position >= config.indexer.top_k; }
+  bool decode() const { return rows <= kDecodeRows; }
+  cuda::KvRows at() const { return {batch.page_tables, batch.table_offset, batch.positions, rows}; }
+
+  // Page-locked, for the experts seam: x and y [rows, hidden_dim], ids and weights [rows, top_k].
+  float* host_x = nullptr;
+  float* host_y = nullptr;
+  int32_t* host_ids = nullptr;
+  float* host_weights = nullptr;
+
+  // Scratch, by stack: what a scope takes is given back at its end.
+  bool measuring = false;
+  uint8_t* scratch = nullptr;
+  size_t scratch_used = 0, scratch_peak = 0;
+  // Unpacked weights of a prefill product.
+  uint16_t* unpacked = nullptr;
+  size_t unpacked_capacity = 0;  // elements
+
+  absl::Status status;
+
+  template <typename T>
+  T* Take(size_t count) {
+    T* p = reinterpret_cast<T*>(scratch + scratch_used);
+    scratch_used += (count * sizeof(T) + 16 + 255) / 256 * 256;
+    scratch_peak = scratch_peak > scratch_used ? scratch_peak : scratch_used;
+    return p;
+  }
+  // Memory for `n_rows` activations of n values, in all forms their readers may want.
+  DeviceActivations TakeActivations(int n_rows, int n);
+
+  void Check(int code, std::string_view what) {
+    if (code != 0 && status.ok()) status = CudaStatus(code, what);
+  }
+};
+
+// Evaluates a kernel launch unless the run only measures.
+#define LAUNCH(run, call)                              \
+  do {                                                 \
+    if (!(run)->measuring) (run)->Check((call), #call); \
+  } while (false)
+
+// Gives scratch memory back.
+class ScratchScope {
+ public:
+  explicit ScratchScope(CudaRun* run) : run_(run), used_(run->scratch_used) {}
+  ~ScratchScope() { run_->scratch_used = used_; }
+  ScratchScope(const ScratchScope&) = delete;
+  ScratchScope& operator=(const ScratchScope&) = delete;
+
+ private:
+  CudaRun* run_;
+  size_t used_;
+};
+
+// y [x.rows, w.rows] with row stride y_stride (0: dense) := x w^T.
+void DeviceLinear(CudaRun* run, const DeviceMatrix& w, const DeviceActivations& x, float* y, int y_stride = 0);
+// The same per head: w holds `heads` matrices, x [rows * heads, cols] rows with the head fastest.
+void DeviceLinearPerHead(CudaRun* run, const DeviceMatrix& w, int heads, const DeviceActivations& x, float* y,
+                         int y_stride);
+// Two products of one input, in one launch where the types allow.
+void DeviceLinearPair(CudaRun* run, const DeviceMatrix& a, const DeviceMatrix& b, const DeviceActivations& x,
+                      float* y_a, float* y_b);
+
+// Each reads x (normed) and writes y [rows, hidden_dim].
+void DeviceMla(CudaRun* run, int layer, const DeviceLayer& weights, const DeviceLayerCache& cache,
+               const DeviceActivations& x, float* y);
+void DeviceGqa(CudaRun* run, const DeviceLayer& weights, const DeviceLayerCache& cache,
+               const DeviceActivations& x, float* y);
+void DeviceDeltaNet(CudaRun* run, const DeviceLayer& weights, const DeviceLayerCache& cache,
+                    const DeviceActivations& x, float* y);
+void DeviceDense(CudaRun* run, const DeviceFfn& weights, const DeviceActivations& x, float* y);
+void DeviceMoe(CudaRun* run, int layer, const DeviceLayer& weights, const DeviceActivations& x, float* y);
+
+}  // namespace packtrain

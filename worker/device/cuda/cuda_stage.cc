@@ -1,0 +1,508 @@
+#include "worker/device/cuda/cuda_stage.h"
+
+#include <cuda_runtime_api.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "absl/strings/str_format.h"
+#include "common/base/status_macros.h"
+#include "common/weights/gguf.h"
+#include "worker/graph/ubatch_check.h"
+#include "worker/ops/rope.h"
+
+namespace packtrain {
+namespace {
+
+constexpr std::string_view kHidden = "hidden";
+constexpr std::string_view kSelection = "selection";
+constexpr size_t kUnpackedElements = size_t{64} << 20;  // of prefill's unpacked weights
+constexpr int kMaxPageCopies = 1024;                    // at a time
+// What the CUDA context, kernels and graphs may take on top of our own allocations.
+constexpr size_t kReserve = size_t{256} << 20;
+
+size_t Product(int a, int b) { return static_cast<size_t>(a) * static_cast<size_t>(b); }
+
+size_t PagesOf(int positions) { return static_cast<size_t>((positions + kPagePositions - 1) / kPagePositions); }
+
+}  // namespace
+
+CudaStage::CudaStage(const ModelConfig& config, const StageSpec& spec, const CudaStageOptions& options)
+    : config_(config), spec_(spec), options_(options), run_(config) {
+  run_.kv_type = static_cast<cuda::KvType>(spec.kv_cache);
+  run_.remote_experts = options.experts;
+}
+
+CudaStage::~CudaStage() {
+  if (run_.stream != nullptr) {
+    cudaStreamSynchronize(run_.stream);
+    cudaStreamDestroy(run_.stream);
+  }
+}
+
+absl::StatusOr<std::unique_ptr<CudaStage>> CudaStage::Create(const ModelConfig& config, const ModelTensors& tensors,
+                                                             const WeightSource& source, const StageSpec& spec,
+                                                             const CudaStageOptions& options) {
+  if (spec.first_layer < 0 || spec.first_layer >= spec.last_layer || spec.last_layer > config.num_layers) {
+    return absl::InvalidArgumentError(absl::StrFormat("a stage of layers [%d, %d) of a model of %d layers",
+                                                      spec.first_layer, spec.last_layer, config.num_layers));
+  }
+  if (config.has_recurrent_state() && (config.delta_net.conv_kernel != 4 || config.delta_net.head_dim > 128)) {
+    return absl::InvalidArgumentError(
+        absl::StrFormat("delta net with kernel %d and heads of %d; the GPU kernels have 4 and at most 128",
+                        config.delta_net.conv_kernel, config.delta_net.head_dim));
+  }
+  std::unique_ptr<CudaStage> stage(new CudaStage(config, spec, options));
+  RETURN_IF_ERROR(stage->Open(tensors, source));
+  return stage;
+}
+
+absl::Status CudaStage::Open(const ModelTensors& tensors, const WeightSource& source) {
+  if (cudaSetDevice(options_.device) != cudaSuccess) {
+    return absl::FailedPreconditionError(absl::StrFormat("there is no CUDA device %d: %s", options_.device,
+                                                         cudaGetErrorString(cudaGetLastError())));
+  }
+  RETURN_IF_CUDA(cudaStreamCreateWithFlags(&run_.stream, cudaStreamNonBlocking));
+  WeightUploader uploader;
+  RETURN_IF_ERROR(Bind(tensors, source, &uploader));
+  PlanCache();
+  PlanBuffers();
+  memory_.weights = uploader.bytes();
+  memory_.buffers = buffers_.bytes();
+  size_t free = 0, total = 0;
+  RETURN_IF_CUDA(cudaMemGetInfo(&free, &total));
+  const size_t wanted = memory_.weights + cache_memory_.bytes() + memory_.buffers + kReserve;
+  if (wanted > free) {
+    return absl::ResourceExhaustedError(absl::StrFormat(
+        "cuda:%d has %d MiB free; layers %d-%d need %d MiB: weights %d, KV cache %d, recurrent state %d, buffers %d, "
+        "reserve %d",
+        options_.device, free >> 20, spec_.first_layer, spec_.last_layer - 1, wanted >> 20, memory_.weights >> 20,
+        memory_.kv >> 20, memory_.recurrent >> 20, memory_.buffers >> 20, kReserve >> 20));
+  }
+  RETURN_IF_CUDA(cuda::PrepareDevice());
+  RETURN_IF_ERROR(cache_memory_.Allocate("the KV cache", true));
+  RETURN_IF_ERROR(buffers_.Allocate("buffers", false));
+  RETURN_IF_ERROR(AllocateHost());
+  return uploader.Upload(&weights_, options_.progress);
+}
+
+absl::Status CudaStage::Bind(const ModelTensors& tensors, const WeightSource& source, WeightUploader* uploader) {
+  ASSIGN_OR_RETURN(const CpuKernels* types, SelectCpuKernels("scalar"));
+  WeightBinder binder(config_, tensors, source, *types);
+  layers_.resize(static_cast<size_t>(spec_.last_layer - spec_.first_layer));
+  for (int layer = spec_.first_layer; layer < spec_.last_layer; ++layer) {
+    DeviceLayer* target = &layers_[static_cast<size_t>(layer - spec_.first_layer)];
+    uploader->Add(binder.Layer(layer), target);
+    const bool moe = config_.layers[static_cast<size_t>(layer)].ffn == FfnKind::kMoe;
+    if (!moe) continue;
+    if (layer >= spec_.resident_first && layer < spec_.resident_last) {
+      uploader->Add(binder.Experts(layer), &target->experts);
+    } else if (run_.remote_experts == nullptr) {
+      return absl::FailedPreconditionError(absl::StrFormat("nobody serves the experts of layer %d", layer));
+    }
+  }
+  if (spec_.embeds) embedding_ = binder.Matrix(TensorRole::kTokenEmbd, -1);
+  if (spec_.has_head) {
+    MatrixView output = binder.Matrix(TensorRole::kOutput, -1);
+    if (output.empty()) output = binder.Matrix(TensorRole::kTokenEmbd, -1);
+    uploader->Add(output, &output_);
+    uploader->Add(binder.Vector(TensorRole::kOutputNorm, -1), &output_norm_);
+  }
+  return binder.status();
+}
+
+void CudaStage::PlanCache() {
+  const size_t positions = Product(spec_.num_pages, kPagePositions);
+  const DeltaNetConfig& delta = config_.delta_net;
+  caches_.resize(layers_.size());
+  for (size_t i = 0; i < layers_.size(); ++i) {
+    const LayerConfig& layer = config_.layers[static_cast<size_t>(spec_.first_layer) + i];
+    DeviceLayerCache* cache = &caches_[i];
+    const auto add = [&](uint8_t** rows, int heads, int dim) {
+      cache_memory_.Add(rows, positions * static_cast<size_t>(heads) * KvBytes(spec_.kv_cache, static_cast<size_t>(dim)));
+    };
+    switch (layer.attention) {
+      case AttentionKind::kMla:
+        add(&cache->latent, 1, config_.mla.kv_lora_rank + config_.rope.dims);
+        break;
+      case AttentionKind::kGqa:
+        add(&cache->k, config_.gqa.num_kv_heads, config_.gqa.key_dim);
+        add(&cache->v, config_.gqa.num_kv_heads, config_.gqa.value_dim);
+        break;
+      case AttentionKind::kGatedDeltaNet: {
+        const size_t conv = Product(3, delta.conv_channels()), state = Product(delta.inner_dim(), delta.head_dim);
+        cache_memory_.Add(&cache->conv, conv * static_cast<size_t>(spec_.num_slots));
+        cache_memory_.Add(&cache->state, state * static_cast<size_t>(spec_.num_slots));
+        cache_memory_.Add(&cache->saved_conv, conv * static_cast<size_t>(spec_.num_snapshots));
+        cache_memory_.Add(&cache->saved_state, state * static_cast<size_t>(spec_.num_snapshots));
+        break;
+      }
+    }
+    if (layer.indexer == IndexerKind::kFull) add(&cache->index_keys, 1, config_.indexer.head_dim);
+    memory_.kv += positions * KvBytesPerPosition(config_, layer, spec_.kv_cache);
+    memory_.recurrent +=
+        RecurrentBytes(config_, layer) * static_cast<size_t>(spec_.num_slots + spec_.num_snapshots);
+  }
+}
+
+void CudaStage::PlanBuffers() {
+  const int rows = spec_.max_tokens;
+  // Every slot may bring a table as long as the context, but no more pages than there are, shared
+  // ones counted by each.
+  num_tables_ = spec_.num_slots * static_cast<int>(std::min<size_t>(PagesOf(config_.context_length),
+                                                                    static_cast<size_t>(spec_.num_pages)));
+  buffers_.Add(&hidden_, Product(rows, config_.hidden_dim));
+  buffers_.Add(&layer_out_, Product(rows, config_.hidden_dim));
+  buffers_.Add(&run_.batch.positions, static_cast<size_t>(rows));
+  buffers_.Add(&run_.batch.table_offset, static_cast<size_t>(rows));
+  buffers_.Add(&run_.batch.page_tables, static_cast<size_t>(num_tables_));
+  buffers_.Add(&run_.batch.row_offset, static_cast<size_t>(spec_.num_slots) + 1);
+  buffers_.Add(&run_.batch.slots, static_cast<size_t>(spec_.num_slots));
+  buffers_.Add(&run_.cos_sin, Product(rows, config_.rope.dims));
+  buffers_.Add(&frequencies_, static_cast<size_t>(config_.rope.dims / 2));
+  buffers_.Add(&run_.selection, Product(rows, config_.indexer.top_k));
+  buffers_.Add(&copies_, 2 * kMaxPageCopies);
+  if (spec_.embeds) buffers_.Add(&embedded_, static_cast<size_t>(rows) * embedding_.row_bytes());
+  if (spec_.has_head) buffers_.Add(&device_logits_, Product(kDecodeRows, config_.vocab_size));
+  if (rows > kDecodeRows) {
+    run_.unpacked_capacity = kUnpackedElements;
+    buffers_.Add(&run_.unpacked, run_.unpacked_capacity);
+  }
+  buffers_.Add(&run_.scratch, MeasureScratch());
+}
+
+// Runs the layers on nothing, for the two ways a ubatch can be computed.
+size_t CudaStage::MeasureScratch() {
+  run_.measuring = true;
+  run_.max_position = std::min(config_.context_length, spec_.num_pages * kPagePositions) - 1;
+  size_t bytes = 0;
+  for (int rows : {spec_.max_tokens, std::min(spec_.max_tokens, kDecodeRows)}) {
+    run_.rows = rows;
+    run_.sequences = {{0, rows}};
+    run_.scratch_used = run_.scratch_peak = 0;
+    RunLayers();
+    bytes = std::max(bytes, run_.scratch_peak);
+  }
+  run_.measuring = false;
+  run_.scratch_used = 0;
+  return bytes;
+}
+
+absl::Status CudaStage::AllocateHost() {
+  const int rows = spec_.max_tokens;
+  const size_t hidden = Product(rows, config_.hidden_dim) * sizeof(float);
+  size_t batch = sizeof(int32_t) * (Product(rows, 2 + config_.indexer.top_k) + static_cast<size_t>(num_tables_) +
+                                    2 * static_cast<size_t>(spec_.num_slots) + 1 + 2 * kMaxPageCopies) +
+                 hidden;
+  if (spec_.embeds) batch += static_cast<size_t>(rows) * embedding_.row_bytes();
+  ASSIGN_OR_RETURN(staging_, PinnedMemory::Allocate(batch + 16 * 64));
+  if (run_.remote_experts != nullptr) {
+    const size_t picks = Product(rows, config_.moe.top_k);
+    ASSIGN_OR_RETURN(experts_host_, PinnedMemory::Allocate(2 * hidden + picks * 8 + 256));
+    std::byte* at = experts_host_->data();
+    run_.host_x = reinterpret_cast<float*>(at);
+    run_.host_y = reinterpret_cast<float*>(at + hidden);
+    run_.host_ids = reinterpret_cast<int32_t*>(at + 2 * hidden);
+    run_.host_weights = reinterpret_cast<float*>(at + 2 * hidden + picks * 4);
+  }
+  if (spec_.has_head) {
+    ASSIGN_OR_RETURN(logits_host_,
+                     PinnedMemory::Allocate(Product(kDecodeRows, config_.vocab_size) * sizeof(float)));
+  }
+  const std::vector<double> frequencies = RopeFrequencies(config_.rope);
+  RETURN_IF_CUDA(cudaMemcpy(frequencies_, frequencies.data(), frequencies.size() * sizeof(double),
+                            cudaMemcpyHostToDevice));
+  return absl::OkStatus();
+}
+
+bool CudaStage::SelectionCrosses(int layer) const {
+  return layer < config_.num_layers &&
+         config_.layers[static_cast<size_t>(layer)].indexer == IndexerKind::kShared;
+}
+
+absl::Status CudaStage::Check(const Ubatch& ubatch, const Bundle& in) const {
+  RETURN_IF_ERROR(CheckUbatch(ubatch,
+                              {.num_slots = spec_.num_slots,
+                               .num_pages = spec_.num_pages,
+                               .num_snapshots = spec_.num_snapshots,
+                               .max_tokens = spec_.max_tokens},
+                              config_));
+  if (static_cast<int>(ubatch.sequences.size()) > spec_.num_slots) {
+    return absl::InvalidArgumentError(absl::StrFormat("a ubatch of %d sequences, there are %d slots",
+                                                      ubatch.sequences.size(), spec_.num_slots));
+  }
+  if (spec_.embeds) return absl::OkStatus();
+  RETURN_IF_ERROR(CheckBundleTensor(in, kHidden, ElementType::kF32, ubatch.rows, config_.hidden_dim));
+  if (!SelectionCrosses(spec_.first_layer)) return absl::OkStatus();
+  return CheckBundleTensor(in, kSelection, ElementType::kI32, ubatch.rows, config_.indexer.top_k);
+}
+
+namespace {
+
+// Fills page-locked memory piece by piece and enqueues each piece's copy.
+class BatchWriter {
+ public:
+  BatchWriter(CudaRun* run, std::byte* memory) : run_(run), at_(memory) {}
+  template <typename T>
+  void Copy(const std::vector<T>& values, T* device) {
+    CopyBytes(values.data(), values.size() * sizeof(T), device);
+  }
+  void CopyBytes(const void* from, size_t bytes, void* device) {
+    std::memcpy(at_, from, bytes);
+    LAUNCH(run_, cudaMemcpyAsync(device, at_, bytes, cudaMemcpyHostToDevice, run_->stream));
+    at_ += (bytes + 63) / 64 * 64;
+  }
+  std::byte* at() const { return at_; }
+
+ private:
+  CudaRun* run_;
+  std::byte* at_;
+};
+
+}  // namespace
+
+void CudaStage::UploadBatch(const Ubatch& ubatch) {
+  std::vector<int32_t> positions, table_offset, tables, row_offset = {0}, slots;
+  run_.sequences.clear();
+  run_.rows = ubatch.rows;
+  run_.max_position = 0;
+  for (const UbatchSequence& sequence : ubatch.sequences) {
+    const auto offset = static_cast<int32_t>(tables.size());
+    const int32_t end = sequence.start + sequence.rows;
+    tables.insert(tables.end(), sequence.pages.begin(),
+                  sequence.pages.begin() + static_cast<std::ptrdiff_t>(PagesOf(end)));
+    run_.sequences.push_back({.first = row_offset.back(), .rows = sequence.rows});
+    for (int32_t i = 0; i < sequence.rows; ++i) {
+      positions.push_back(sequence.start + i);
+      table_offset.push_back(offset);
+    }
+    row_offset.push_back(row_offset.back() + sequence.rows);
+    slots.push_back(sequence.slot);
+    run_.max_position = std::max(run_.max_position, end - 1);
+  }
+  BatchWriter writer(&run_, staging_->data());
+  writer.Copy(positions, run_.batch.positions);
+  writer.Copy(table_offset, run_.batch.table_offset);
+  writer.Copy(tables, run_.batch.page_tables);
+  writer.Copy(row_offset, run_.batch.row_offset);
+  writer.Copy(slots, run_.batch.slots);
+  LAUNCH(&run_, cuda::RopeTable(run_.batch.positions, frequencies_, 1.0F, run_.rows, config_.rope.dims / 2,
+                                run_.cos_sin, run_.stream));
+  if (!spec_.embeds) return;
+  std::byte* rows = writer.at();
+  size_t row = 0;
+  for (const UbatchSequence& sequence : ubatch.sequences) {
+    for (TokenId token : sequence.tokens) {
+      std::memcpy(rows + row++ * embedding_.row_bytes(), embedding_.Rows(static_cast<size_t>(token), 1).data,
+                  embedding_.row_bytes());
+    }
+  }
+  LAUNCH(&run_, cudaMemcpyAsync(embedded_, rows, row * embedding_.row_bytes(), cudaMemcpyHostToDevice, run_.stream));
+  const cuda::WeightKernels* kernels = cuda::FindWeightKernels(embedding_.type);
+  LAUNCH(&run_, kernels->decode_f32(embedded_, row * embedding_.cols, nullptr, 0, hidden_, run_.stream));
+}
+
+void CudaStage::CopyState(int slot, int snapshot, bool save) {
+  const DeltaNetConfig& delta = config_.delta_net;
+  const size_t conv = Product(3, delta.conv_channels()), state = Product(delta.inner_dim(), delta.head_dim);
+  for (const DeviceLayerCache& cache : caches_) {
+    if (cache.conv == nullptr) continue;
+    float* live_conv = cache.conv + conv * static_cast<size_t>(slot);
+    float* live_state = cache.state + state * static_cast<size_t>(slot);
+    if (snapshot < 0) {
+      LAUNCH(&run_, cudaMemsetAsync(live_conv, 0, conv * sizeof(float), run_.stream));
+      LAUNCH(&run_, cudaMemsetAsync(live_state, 0, state * sizeof(float), run_.stream));
+      continue;
+    }
+    float* saved_conv = cache.saved_conv + conv * static_cast<size_t>(snapshot);
+    float* saved_state = cache.saved_state + state * static_cast<size_t>(snapshot);
+    LAUNCH(&run_, cudaMemcpyAsync(save ? saved_conv : live_conv, save ? live_conv : saved_conv, conv * sizeof(float),
+                                  cudaMemcpyDeviceToDevice, run_.stream));
+    LAUNCH(&run_, cudaMemcpyAsync(save ? saved_state : live_state, save ? live_state : saved_state,
+                                  state * sizeof(float), cudaMemcpyDeviceToDevice, run_.stream));
+  }
+}
+
+void CudaStage::PrepareState(const Ubatch& ubatch) {
+  for (size_t first = 0; first < ubatch.page_copies.size(); first += kMaxPageCopies) {
+    const size_t count = std::min<size_t>(kMaxPageCopies, ubatch.page_copies.size() - first);
+    std::vector<int32_t> from, to;
+    for (const PageCopy& copy : ubatch.page_copies.subspan(first, count)) {
+      from.push_back(copy.from), to.push_back(copy.to);
+    }
+    LAUNCH(&run_, cudaStreamSynchronize(run_.stream));  // the staging memory is used again
+    BatchWriter writer(&run_, staging_->data());
+    writer.Copy(from, copies_);
+    writer.Copy(to, copies_ + kMaxPageCopies);
+    const auto copy = [&](uint8_t* rows, int heads, int dim) {
+      if (rows == nullptr) return;
+      const size_t bytes = Product(kPagePositions, heads) * KvBytes(spec_.kv_cache, static_cast<size_t>(dim));
+      LAUNCH(&run_, cuda::KvCopyPages(copies_, copies_ + kMaxPageCopies, static_cast<int>(count), bytes, rows,
+                                      run_.stream));
+    };
+    for (const DeviceLayerCache& cache : caches_) {
+      copy(cache.latent, 1, config_.mla.kv_lora_rank + config_.rope.dims);
+      copy(cache.k, config_.gqa.num_kv_heads, config_.gqa.key_dim);
+      copy(cache.v, config_.gqa.num_kv_heads, config_.gqa.value_dim);
+      copy(cache.index_keys, 1, config_.indexer.head_dim);
+    }
+    LAUNCH(&run_, cudaStreamSynchronize(run_.stream));
+  }
+  for (const UbatchSequence& sequence : ubatch.sequences) {
+    if (sequence.reset) CopyState(sequence.slot, -1, false);
+    if (sequence.restore_snapshot >= 0) CopyState(sequence.slot, sequence.restore_snapshot, false);
+  }
+}
+
+absl::Status CudaStage::ReadBundle(const Ubatch& ubatch, const Bundle& in) {
+  const BundleTensor& tensor = *in.Find(kHidden);
+  std::byte* pinned = staging_->data() + staging_->bytes() - tensor.data.size();
+  std::memcpy(pinned, tensor.data.data(), tensor.data.size());
+  LAUNCH(&run_, cudaMemcpyAsync(hidden_, pinned, tensor.data.size(), cudaMemcpyHostToDevice, run_.stream));
+  if (!SelectionCrosses(spec_.first_layer) || !run_.sparse()) return absl::OkStatus();
+  // From outside: only visible positions may be looked at.
+  const BundleTensor& chosen = *in.Find(kSelection);
+  const auto top_k = static_cast<size_t>(config_.indexer.top_k);
+  size_t row = 0;
+  for (const UbatchSequence& sequence : ubatch.sequences) {
+    for (int32_t i = 0; i < sequence.rows; ++i, ++row) {
+      const int32_t position = sequence.start + i;
+      const size_t count = std::min(top_k, static_cast<size_t>(position) + 1);
+      for (size_t k = 0; k < count; ++k) {
+        const int32_t value = chosen.i32()[row * top_k + k];
+        if (value < 0 || value > position) {
+          return absl::InvalidArgumentError(absl::StrFormat(
+              "bundle tensor %s row %d: position %d, allowed 0 to %d", kSelection, row, value, position));
+        }
+      }
+    }
+  }
+  pinned -= (chosen.data.size() + 63) / 64 * 64;
+  std::memcpy(pinned, chosen.data.data(), chosen.data.size());
+  LAUNCH(&run_, cudaMemcpyAsync(run_.selection, pinned, chosen.data.size(), cudaMemcpyHostToDevice, run_.stream));
+  return absl::OkStatus();
+}
+
+void CudaStage::RunLayers() {
+  const ScratchScope scope(&run_);
+  const DeviceActivations normed = run_.TakeActivations(run_.rows, config_.hidden_dim);
+  const float* delta = nullptr;  // what the part before adds to the residual
+  const auto norm = [&](const float* weight) {
+    LAUNCH(&run_, cuda::RmsNorm(hidden_, config_.hidden_dim, delta, weight, config_.rms_eps, run_.rows,
+                                config_.hidden_dim, normed.out(), run_.stream));
+    delta = layer_out_;
+  };
+  for (size_t i = 0; i < layers_.size() && run_.status.ok(); ++i) {
+    const int layer = spec_.first_layer + static_cast<int>(i);
+    const LayerConfig& kinds = config_.layers[static_cast<size_t>(layer)];
+    norm(layers_[i].attn_norm);
+    switch (kinds.attention) {
+      case AttentionKind::kMla:
+        DeviceMla(&run_, layer, layers_[i], caches_[i], normed, layer_out_);
+        break;
+      case AttentionKind::kGqa:
+        DeviceGqa(&run_, layers_[i], caches_[i], normed, layer_out_);
+        break;
+      case AttentionKind::kGatedDeltaNet:
+        DeviceDeltaNet(&run_, layers_[i], caches_[i], normed, layer_out_);
+        break;
+    }
+    norm(layers_[i].ffn_norm);
+    if (kinds.ffn == FfnKind::kMoe) {
+      DeviceMoe(&run_, layer, layers_[i], normed, layer_out_);
+    } else {
+      DeviceDense(&run_, layers_[i].dense, normed, layer_out_);
+    }
+  }
+  LAUNCH(&run_, cuda::AddScaled(hidden_, layer_out_, nullptr, run_.rows, config_.hidden_dim, run_.stream));
+}
+
+absl::Status CudaStage::RunHead(const Ubatch& ubatch) {
+  std::vector<int> wanted;
+  int row = 0;
+  for (const UbatchSequence& sequence : ubatch.sequences) {
+    for (int i = 0; i < sequence.rows; ++i, ++row) {
+      if (sequence.logits_all || (sequence.logits_last && i + 1 == sequence.rows)) wanted.push_back(row);
+    }
+  }
+  const auto vocab = static_cast<size_t>(config_.vocab_size);
+  num_logits_ = wanted.size() * vocab;
+  if (logits_.size() < num_logits_) logits_.resize(num_logits_);
+  const int rows = run_.rows;
+  for (size_t first = 0; first < wanted.size(); first += kDecodeRows) {
+    const int count = static_cast<int>(std::min<size_t>(kDecodeRows, wanted.size() - first));
+    const ScratchScope scope(&run_);
+    run_.rows = count;
+    const DeviceActivations normed = run_.TakeActivations(count, config_.hidden_dim);
+    for (int i = 0; i < count; ++i) {
+      DeviceActivations one = normed;
+      one.f32 += Product(i, normed.n);
+      if (one.q8 != nullptr) one.q8 += static_cast<size_t>(i) * cuda::Q8RowBytes(static_cast<size_t>(normed.n));
+      float* hidden = hidden_ + Product(wanted[first + static_cast<size_t>(i)], config_.hidden_dim);
+      LAUNCH(&run_, cuda::RmsNorm(hidden, config_.hidden_dim, nullptr, output_norm_, config_.rms_eps, 1,
+                                  config_.hidden_dim, one.out(), run_.stream));
+    }
+    DeviceLinear(&run_, output_, normed, device_logits_);
+    const size_t bytes = static_cast<size_t>(count) * vocab * sizeof(float);
+    LAUNCH(&run_, cudaMemcpyAsync(logits_host_->data(), device_logits_, bytes, cudaMemcpyDeviceToHost, run_.stream));
+    LAUNCH(&run_, cudaStreamSynchronize(run_.stream));
+    std::memcpy(logits_.data() + first * vocab, logits_host_->data(), bytes);
+  }
+  run_.rows = rows;
+  return run_.status;
+}
+
+absl::Status CudaStage::WriteBundle(const Ubatch& ubatch, Bundle* out) {
+  out->step_id = ubatch.step_id;
+  const auto rows = static_cast<uint32_t>(run_.rows);
+  BundleTensor* hidden = out->Shape(0, kHidden, ElementType::kF32, rows, static_cast<uint32_t>(config_.hidden_dim));
+  std::byte* pinned = staging_->data();
+  LAUNCH(&run_, cudaMemcpyAsync(pinned, hidden_, hidden->data.size(), cudaMemcpyDeviceToHost, run_.stream));
+  const bool crosses = SelectionCrosses(spec_.last_layer);
+  const size_t chosen_bytes = Product(run_.rows, config_.indexer.top_k) * sizeof(int32_t);
+  const bool sparse = crosses && run_.sparse();
+  std::byte* chosen_pinned = pinned + (hidden->data.size() + 63) / 64 * 64;
+  if (sparse) {
+    LAUNCH(&run_, cudaMemcpyAsync(chosen_pinned, run_.selection, chosen_bytes, cudaMemcpyDeviceToHost, run_.stream));
+  }
+  LAUNCH(&run_, cudaStreamSynchronize(run_.stream));
+  RETURN_IF_ERROR(run_.status);
+  std::memcpy(hidden->data.data(), pinned, hidden->data.size());
+  out->tensors.resize(crosses ? 2 : 1);
+  if (!crosses) return absl::OkStatus();
+  BundleTensor* chosen = out->Shape(1, kSelection, ElementType::kI32, rows, static_cast<uint32_t>(config_.indexer.top_k));
+  if (sparse) {
+    std::memcpy(chosen->data.data(), chosen_pinned, chosen_bytes);
+    return absl::OkStatus();
+  }
+  size_t row = 0;
+  for (const UbatchSequence& sequence : ubatch.sequences) {
+    for (int32_t i = 0; i < sequence.rows; ++i, ++row) {
+      for (int32_t k = 0; k < config_.indexer.top_k; ++k) {
+        chosen->i32()[row * static_cast<size_t>(config_.indexer.top_k) + static_cast<size_t>(k)] =
+            k <= sequence.start + i ? k : -1;
+      }
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CudaStage::Run(const Ubatch& ubatch, const Bundle& in, Bundle* out) {
+  RETURN_IF_ERROR(Check(ubatch, in));
+  RETURN_IF_CUDA(cudaSetDevice(options_.device));
+  run_.status = absl::OkStatus();
+  run_.scratch_used = 0;
+  PrepareState(ubatch);
+  UploadBatch(ubatch);
+  if (!spec_.embeds) RETURN_IF_ERROR(ReadBundle(ubatch, in));
+  RunLayers();
+  for (const UbatchSequence& sequence : ubatch.sequences) {
+    if (sequence.save_snapshot >= 0) CopyState(sequence.slot, sequence.save_snapshot, true);
+  }
+  const absl::Status status = spec_.has_head ? RunHead(ubatch) : WriteBundle(ubatch, out);
+  // Nothing of this ubatch may still run when the next one uses its buffers.
+  const absl::Status finished = CudaStatus(cudaStreamSynchronize(run_.stream), "the end of a ubatch");
+  return status.ok() ? finished : status;
+}
+
+}  // namespace packtrain

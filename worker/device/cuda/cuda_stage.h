@@ -1,0 +1,83 @@
+#pragma once
+
+// A stage on a CUDA device. Everything it needs is allocated when it is created; what does not fit
+// is refused then, with the bill.
+
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "common/model/tensors.h"
+#include "common/model/weight_source.h"
+#include "worker/device/cuda/cuda_memory.h"
+#include "worker/device/cuda/cuda_run.h"
+#include "worker/device/cuda/cuda_weights.h"
+#include "worker/device/cuda_plugin.h"
+#include "worker/engine/stage.h"
+
+namespace packtrain {
+
+class CudaStage : public Stage {
+ public:
+  // `config` is borrowed for the stage's life, `tensors` and `source` until it returns, unless the
+  // stage embeds: then `source` for its life. Errors: INVALID_ARGUMENT for a layer range, a tensor
+  // type or a cache type that cannot be served; FAILED_PRECONDITION if experts are neither resident
+  // nor elsewhere, or there is no such device; RESOURCE_EXHAUSTED with the bill.
+  static absl::StatusOr<std::unique_ptr<CudaStage>> Create(const ModelConfig& config,
+                                                           const ModelTensors& tensors,
+                                                           const WeightSource& source,
+                                                           const StageSpec& spec,
+                                                           const CudaStageOptions& options);
+  ~CudaStage() override;
+
+  absl::Status Run(const Ubatch& ubatch, const Bundle& in, Bundle* out) override;
+  std::span<const float> logits() const override { return {logits_.data(), num_logits_}; }
+  StageMemory memory() const override { return memory_; }
+
+ private:
+  CudaStage(const ModelConfig& config, const StageSpec& spec, const CudaStageOptions& options);
+  absl::Status Open(const ModelTensors& tensors, const WeightSource& source);
+  absl::Status Bind(const ModelTensors& tensors, const WeightSource& source, WeightUploader* uploader);
+  void PlanCache();
+  void PlanBuffers();
+  size_t MeasureScratch();
+  absl::Status AllocateHost();
+
+  absl::Status Check(const Ubatch& ubatch, const Bundle& in) const;
+  void UploadBatch(const Ubatch& ubatch);
+  void PrepareState(const Ubatch& ubatch);
+  // Slot := snapshot, or the other way; snapshot -1: := 0.
+  void CopyState(int slot, int snapshot, bool save);
+  absl::Status ReadBundle(const Ubatch& ubatch, const Bundle& in);
+  void RunLayers();
+  absl::Status RunHead(const Ubatch& ubatch);
+  absl::Status WriteBundle(const Ubatch& ubatch, Bundle* out);
+  bool SelectionCrosses(int layer) const;
+
+  const ModelConfig& config_;
+  StageSpec spec_;
+  CudaStageOptions options_;
+  CudaRun run_;
+  int num_tables_ = 0;  // page table entries that a ubatch may bring
+
+  DevicePlan weights_, cache_memory_, buffers_;
+  std::vector<DeviceLayer> layers_;
+  std::vector<DeviceLayerCache> caches_;
+  DeviceMatrix output_;
+  const float* output_norm_ = nullptr;
+  MatrixView embedding_;  // in host memory
+  StageMemory memory_;
+
+  float* hidden_ = nullptr;
+  float* layer_out_ = nullptr;
+  uint8_t* embedded_ = nullptr;  // rows of the table as stored
+  double* frequencies_ = nullptr;
+  int32_t* copies_ = nullptr;  // page copies: from, then to
+  float* device_logits_ = nullptr;
+  std::unique_ptr<PinnedMemory> staging_, experts_host_, logits_host_;
+  std::vector<float> logits_;
+  size_t num_logits_ = 0;
+};
+
+}  // namespace packtrain

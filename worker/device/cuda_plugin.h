@@ -1,0 +1,37 @@
+#pragma once
+
+// The door to the CUDA device library, which is loaded when a worker is told to use a GPU and is
+// absent on machines without one.
+
+#include <memory>
+
+#include "absl/status/statusor.h"
+#include "common/model/config.h"
+#include "common/model/tensors.h"
+#include "common/model/weight_source.h"
+#include "worker/engine/stage.h"
+
+namespace packtrain {
+
+class ExpertsClient;
+
+struct CudaStageOptions {
+  int device = 0;  // ordinal
+  // Serves the MoE layers outside [resident_first, resident_last); may be null if there are none.
+  ExpertsClient* experts = nullptr;
+  LoadProgress progress;
+};
+
+// What libpacktrain_cuda.so exports. Both sides are built together: there is no version to negotiate.
+struct CudaPlugin {
+  // See CudaStage::Create.
+  absl::StatusOr<std::unique_ptr<Stage>> (*create_stage)(const ModelConfig& config, const ModelTensors& tensors,
+                                                         const WeightSource& source, const StageSpec& spec,
+                                                         const CudaStageOptions& options);
+};
+
+// Loads libpacktrain_cuda.so from the executable's folder or ../lib beside it; once, it stays loaded.
+// Errors: FAILED_PRECONDITION with the loader's own words.
+absl::StatusOr<const CudaPlugin*> LoadCudaPlugin();
+
+}  // namespace packtrain
