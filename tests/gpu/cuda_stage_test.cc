@@ -1,6 +1,9 @@
 // Aim: a CUDA stage computes what the CPU stages compute, and what the peer computed. Method: the
 // tiny golden models, whole and in two stages, prompts at once and in decode steps, with experts on
-// the GPU and elsewhere. PACKTRAIN_GOLDEN_DIR names another folder of models (NAME.gguf, golden/NAME/).
+// the GPU and elsewhere. PACKTRAIN_GOLDEN_DIR names another folder of models (NAME.gguf,
+// golden/NAME/).
+
+#include "worker/device/cuda/cuda_stage.h"
 
 #include <gtest/gtest.h>
 
@@ -12,7 +15,6 @@
 #include "common/base/check.h"
 #include "tests/support/model_golden.h"
 #include "tests/support/model_runner.h"
-#include "worker/device/cuda/cuda_stage.h"
 #include "worker/ops/experts.h"
 
 namespace packtrain {
@@ -31,7 +33,8 @@ struct Case {
 std::vector<Case> Cases() {
   std::string goldens = PACKTRAIN_SOURCE_DIR "/tests/golden/models";
   std::vector<std::string> folders = {goldens, PACKTRAIN_BINARY_DIR "/golden_models"};
-  if (const char* from = std::getenv("PACKTRAIN_GOLDEN_DIR"); from != nullptr) folders = {goldens = from};
+  if (const char* from = std::getenv("PACKTRAIN_GOLDEN_DIR"); from != nullptr)
+    folders = {goldens = from};
   std::vector<Case> cases;
   for (const std::string& folder : folders) {
     for (const auto& entry : std::filesystem::directory_iterator(folder)) {
@@ -40,7 +43,8 @@ std::vector<Case> Cases() {
       cases.push_back({name, entry.path().string(), goldens + "/golden/" + name});
     }
   }
-  std::sort(cases.begin(), cases.end(), [](const Case& a, const Case& b) { return a.name < b.name; });
+  std::sort(cases.begin(), cases.end(),
+            [](const Case& a, const Case& b) { return a.name < b.name; });
   return cases;
 }
 
@@ -53,8 +57,10 @@ class CpuExperts : public ExpertsClient {
     const CpuKernels* kernels = OrDie(SelectCpuKernels("scalar"));
     WeightBinder binder(model.config, *model.tensors, *model.weights, *kernels);
     std::vector<ExpertWeights> layers;
-    for (int layer = 0; layer < model.config.num_layers; ++layer) layers.push_back(binder.Experts(layer));
-    experts_ = std::make_unique<LocalExperts>(OpContext{.kernels = kernels, .pool = &pool_}, 0, std::move(layers));
+    for (int layer = 0; layer < model.config.num_layers; ++layer)
+      layers.push_back(binder.Experts(layer));
+    experts_ = std::make_unique<LocalExperts>(OpContext{.kernels = kernels, .pool = &pool_}, 0,
+                                              std::move(layers));
   }
   absl::Status Post(const ExpertsRequest& request) override {
     request_ = request;
@@ -84,7 +90,8 @@ class GpuRunner {
     cuts.push_back(model.config.num_layers);
     pages_.resize(static_cast<size_t>(options.num_slots));
     for (int i = 0; i < pages * options.num_slots; ++i) {
-      pages_[static_cast<size_t>(i % options.num_slots)].push_back(pages * options.num_slots - 1 - i);
+      pages_[static_cast<size_t>(i % options.num_slots)].push_back(pages * options.num_slots - 1 -
+                                                                   i);
     }
     for (size_t i = 0; i + 1 < cuts.size(); ++i) {
       StageSpec spec;
@@ -97,8 +104,9 @@ class GpuRunner {
       spec.num_slots = options.num_slots;
       spec.num_snapshots = 1;
       if (options.experts == nullptr) spec.resident_last = model.config.num_layers;
-      stages_.push_back(OrDie(CudaStage::Create(model.config, *model.tensors, *model.weights, spec,
-                                                {.device = 0, .experts = options.experts, .progress = {}})));
+      stages_.push_back(
+          OrDie(CudaStage::Create(model.config, *model.tensors, *model.weights, spec,
+                                  {.device = 0, .experts = options.experts, .progress = {}})));
     }
     bundles_.resize(stages_.size());
   }
@@ -122,7 +130,8 @@ class GpuRunner {
     ubatch.sequences = sequences;
     const Bundle none;
     for (size_t i = 0; i < stages_.size(); ++i) {
-      const absl::Status status = stages_[i]->Run(ubatch, i == 0 ? none : bundles_[i - 1], &bundles_[i]);
+      const absl::Status status =
+          stages_[i]->Run(ubatch, i == 0 ? none : bundles_[i - 1], &bundles_[i]);
       CHECK_MSG(status.ok(), status.ToString());
     }
     const std::span<const float> logits = stages_.back()->logits();
@@ -132,8 +141,10 @@ class GpuRunner {
   std::vector<float> Prefill(std::span<const TokenId> tokens, int chunk, int slot = 0) {
     std::vector<float> logits;
     for (size_t first = 0; first < tokens.size(); first += static_cast<size_t>(chunk)) {
-      const auto part = tokens.subspan(first, std::min(tokens.size() - first, static_cast<size_t>(chunk)));
-      const SlotRows rows = {.slot = slot, .start = static_cast<int>(first), .tokens = {part.begin(), part.end()}};
+      const auto part =
+          tokens.subspan(first, std::min(tokens.size() - first, static_cast<size_t>(chunk)));
+      const SlotRows rows = {
+          .slot = slot, .start = static_cast<int>(first), .tokens = {part.begin(), part.end()}};
       const std::vector<float> out = Step({&rows, 1});
       logits.insert(logits.end(), out.begin(), out.end());
     }
@@ -169,8 +180,8 @@ Distance Compare(const std::vector<float>& a, const std::vector<float>& b, size_
       worst = difference <= worst ? worst : difference;  // NaN stays
     }
     distance.rows.push_back(std::isnan(worst) ? INFINITY : worst);
-    distance.other_argmax +=
-        ArgMax(std::span(a).subspan(row * vocab, vocab)) != ArgMax(std::span(b).subspan(row * vocab, vocab));
+    distance.other_argmax += ArgMax(std::span(a).subspan(row * vocab, vocab)) !=
+                             ArgMax(std::span(b).subspan(row * vocab, vocab));
   }
   return distance;
 }
@@ -192,25 +203,37 @@ class CudaStageTest : public testing::TestWithParam<Case> {
   size_t vocab_;
 };
 
+// Quantised weights: the GPU's activations are 8 bits (decode) or bf16 (prefill), the CPU's here
+// f32. The bounds are what the goldens' README states for implementations that quantise
+// activations; the peer's own median against f32 activations is 0.84 and 1.0 on these models, 93 %
+// argmax.
+constexpr float kQuantisedMedian = 1.2F;
+constexpr double kQuantisedArgMax = 0.92;
+
 TEST_P(CudaStageTest, LogitsAreThoseOfTheCpu) {
   GpuRunner prefill(model_, {}), decode(model_, {});
+  std::vector<float> wanted, whole, steps;
+  const auto append = [](std::vector<float>* to, const std::vector<float>& from) {
+    to->insert(to->end(), from.begin(), from.end());
+  };
   for (const GoldenPrompt& prompt : golden_.prompts) {
-    const std::vector<float> wanted = OnCpu(prompt.ids);
-    const Distance whole = Compare(prefill.Prefill(prompt.ids, 512), wanted, vocab_);
-    const Distance steps = Compare(decode.Prefill(prompt.ids, 8), wanted, vocab_);
-    std::printf("%s %s: rows %zu, prefill median %.5f worst %.5f argmax %d, decode median %.5f worst %.5f argmax %d\n",
-                GetParam().name.c_str(), prompt.name.c_str(), whole.rows.size(), whole.median(), whole.worst(),
-                whole.other_argmax, steps.median(), steps.worst(), steps.other_argmax);
+    append(&wanted, OnCpu(prompt.ids));
+    append(&whole, prefill.Prefill(prompt.ids, 512));
+    append(&steps, decode.Prefill(prompt.ids, 8));
+  }
+  for (const auto& [name, logits] : {std::pair("prefill", &whole), std::pair("decode", &steps)}) {
+    const Distance distance = Compare(*logits, wanted, vocab_);
+    std::printf("%s %s: %zu rows, median %.5f worst %.5f other argmax %d\n",
+                GetParam().name.c_str(), name, distance.rows.size(), distance.median(),
+                distance.worst(), distance.other_argmax);
     if (IsF32(GetParam())) {
       // f32 throughout: the bound that the goldens state for an independent implementation.
-      EXPECT_LE(whole.worst(), 1e-3F) << prompt.name;
-      EXPECT_LE(steps.worst(), 1e-3F) << prompt.name;
+      EXPECT_LE(distance.worst(), 1e-3F) << name;
     } else {
-      // Quantised activations and bf16 products; logits have a spread of about 4.5.
-      EXPECT_LE(whole.median(), 0.5F) << prompt.name;
-      EXPECT_LE(steps.median(), 0.5F) << prompt.name;
-      EXPECT_LE(steps.other_argmax, 1 + static_cast<int>(steps.rows.size()) / 10) << prompt.name;
-      EXPECT_LE(whole.other_argmax, 1 + static_cast<int>(whole.rows.size()) / 10) << prompt.name;
+      EXPECT_LE(distance.median(), kQuantisedMedian) << name;
+      EXPECT_LE(distance.other_argmax,
+                (1 - kQuantisedArgMax) * static_cast<double>(distance.rows.size()))
+          << name;
     }
   }
 }
@@ -243,8 +266,9 @@ TEST_P(CudaStageTest, ASlotIsNotTouchedByItsNeighbour) {
   const std::vector<float> wanted = alone.Prefill(a, 1);
   std::vector<float> got;
   for (size_t i = 0; i < a.size(); ++i) {
-    const SlotRows rows[] = {{.slot = 1, .start = static_cast<int>(2 * i), .tokens = {b[2 * i], b[2 * i + 1]}},
-                             {.slot = 0, .start = static_cast<int>(i), .tokens = {a[i]}}};
+    const SlotRows rows[] = {
+        {.slot = 1, .start = static_cast<int>(2 * i), .tokens = {b[2 * i], b[2 * i + 1]}},
+        {.slot = 0, .start = static_cast<int>(i), .tokens = {a[i]}}};
     const std::vector<float> logits = both.Step(rows);
     got.insert(got.end(), logits.begin() + static_cast<std::ptrdiff_t>(2 * vocab_), logits.end());
   }
@@ -266,7 +290,7 @@ TEST_P(CudaStageTest, ExpertsElsewhereAgree) {
   CpuExperts experts(model_);
   GpuRunner local(model_, {}), remote(model_, {.experts = &experts});
   const Distance distance = Compare(remote.Prefill(ids, 4), local.Prefill(ids, 4), vocab_);
-  EXPECT_LE(distance.median(), IsF32(GetParam()) ? 1e-3F : 0.5F);
+  EXPECT_LE(distance.median(), IsF32(GetParam()) ? 1e-3F : kQuantisedMedian);
 }
 
 TEST_P(CudaStageTest, EveryCacheTypeWorks) {
@@ -276,9 +300,13 @@ TEST_P(CudaStageTest, EveryCacheTypeWorks) {
   for (KvCacheType type : {KvCacheType::kF16, KvCacheType::kQ8_0, KvCacheType::kQ4_1}) {
     GpuRunner runner(model_, {.kv_cache = type});
     const Distance distance = Compare(runner.Prefill(ids, 8), wanted, vocab_);
-    std::printf("%s cache type %d: median %.4f argmax %d of %zu\n", GetParam().name.c_str(), static_cast<int>(type),
-                distance.median(), distance.other_argmax, distance.rows.size());
-    EXPECT_LE(distance.median(), type == KvCacheType::kF16 ? 0.2F : type == KvCacheType::kQ8_0 ? 1.5F : 6.0F);
+    std::printf("%s cache type %d: median %.4f argmax %d of %zu\n", GetParam().name.c_str(),
+                static_cast<int>(type), distance.median(), distance.other_argmax,
+                distance.rows.size());
+    // The peer: f16 up to 0.55, q8_0 up to 1.1 (it moves the borders of sparse attention).
+    EXPECT_LE(distance.median(), type == KvCacheType::kF16    ? 0.6F
+                                 : type == KvCacheType::kQ8_0 ? 1.5F
+                                                              : 6.0F);
   }
 }
 

@@ -22,16 +22,19 @@ struct CudaStageOptions {
   LoadProgress progress;
 };
 
-// What libpacktrain_cuda.so exports. Both sides are built together: there is no version to negotiate.
+// What libpacktrain_cuda.so exports. Both sides are built together: there is no version to
+// negotiate.
 struct CudaPlugin {
   // See CudaStage::Create.
-  absl::StatusOr<std::unique_ptr<Stage>> (*create_stage)(const ModelConfig& config, const ModelTensors& tensors,
-                                                         const WeightSource& source, const StageSpec& spec,
+  absl::StatusOr<std::unique_ptr<Stage>> (*create_stage)(const ModelConfig& config,
+                                                         const ModelTensors& tensors,
+                                                         const WeightSource& source,
+                                                         const StageSpec& spec,
                                                          const CudaStageOptions& options);
 };
 
-// Loads libpacktrain_cuda.so from the executable's folder or ../lib beside it; once, it stays loaded.
-// Errors: FAILED_PRECONDITION with the loader's own words.
+// Loads libpacktrain_cuda.so from the executable's folder or ../lib beside it; once, it stays
+// loaded. Errors: FAILED_PRECONDITION with the loader's own words.
 absl::StatusOr<const CudaPlugin*> LoadCudaPlugin();
 
 }  // namespace packtrain

@@ -81,7 +81,8 @@ absl::Status CpuStage::Check(const Ubatch& ubatch, const Bundle& in) const {
                                .max_tokens = spec_.max_tokens},
                               config_));
   if (spec_.embeds) return absl::OkStatus();
-  RETURN_IF_ERROR(CheckBundleTensor(in, kHidden, ElementType::kF32, ubatch.rows, config_.hidden_dim));
+  RETURN_IF_ERROR(
+      CheckBundleTensor(in, kHidden, ElementType::kF32, ubatch.rows, config_.hidden_dim));
   if (!SelectionCrosses(spec_.first_layer)) return absl::OkStatus();
   return CheckBundleTensor(in, kSelection, ElementType::kI32, ubatch.rows, config_.indexer.top_k);
 }

@@ -10,8 +10,8 @@
 namespace packtrain {
 namespace {
 
-constexpr float kIndexNormEps = 1e-6F;                     // as worker/graph
-constexpr size_t kMaxScores = size_t{1} << 24;             // of the indexer, kept at a time
+constexpr float kIndexNormEps = 1e-6F;          // as worker/graph
+constexpr size_t kMaxScores = size_t{1} << 24;  // of the indexer, kept at a time
 
 cuda::RopeKind Kind(RopeKind kind) {
   return kind == RopeKind::kNorm ? cuda::RopeKind::kNorm : cuda::RopeKind::kNeox;
@@ -26,17 +26,18 @@ void Rotate(CudaRun* run, float* x, int heads, int row_stride, int head_stride, 
 }
 
 // Fills run->selection for the rows of a ubatch that is long enough to be sparse.
-void RunIndexer(CudaRun* run, const DeviceLayer& w, const DeviceLayerCache& cache, const DeviceActivations& x,
-                const DeviceActivations& q_lora) {
+void RunIndexer(CudaRun* run, const DeviceLayer& w, const DeviceLayerCache& cache,
+                const DeviceActivations& x, const DeviceActivations& q_lora) {
   const ScratchScope scope(run);
   const IndexerConfig& indexer = run->config.indexer;
   const int dim = indexer.head_dim, heads = indexer.num_heads;
   float* keys = run->Take<float>(Product(run->rows, dim));
   DeviceLinear(run, w.index_k, x, keys);
-  LAUNCH(run, cuda::LayerNorm(keys, keys, dim, w.index_k_norm, w.index_k_norm_bias, kIndexNormEps, run->rows, dim,
-                              run->stream));
+  LAUNCH(run, cuda::LayerNorm(keys, keys, dim, w.index_k_norm, w.index_k_norm_bias, kIndexNormEps,
+                              run->rows, dim, run->stream));
   Rotate(run, keys, 1, dim, dim, indexer.rope);
-  LAUNCH(run, cuda::KvStore(run->at(), keys, dim, dim, run->kv_type, cache.index_keys, run->stream));
+  LAUNCH(run,
+         cuda::KvStore(run->at(), keys, dim, dim, run->kv_type, cache.index_keys, run->stream));
   if (!run->sparse()) return;
 
   float* q = run->Take<float>(Product(run->rows, heads, dim));
@@ -51,7 +52,8 @@ void RunIndexer(CudaRun* run, const DeviceLayer& w, const DeviceLayerCache& cach
   for (int row = 0; row < run->rows; row += fit) {
     const int count = std::min(fit, run->rows - row);
     cuda::IndexerArgs args;
-    args.at = {run->batch.page_tables, run->batch.table_offset + row, run->batch.positions + row, count};
+    args.at = {run->batch.page_tables, run->batch.table_offset + row, run->batch.positions + row,
+               count};
     args.q = q + Product(row, heads, dim);
     args.w = head_weights + Product(row, heads);
     args.heads = heads;
@@ -73,7 +75,8 @@ void Attend(CudaRun* run, cuda::AttentionArgs args) {
   args.type = run->kv_type;
   args.scale = run->config.attention_scale;
   args.max_splits = run->decode() ? kDecodeSplits : 1;
-  args.workspace = run->Take<uint8_t>(cuda::AttentionWorkspaceBytes(run->rows, args.heads, args.v_dim, args.max_splits));
+  args.workspace = run->Take<uint8_t>(
+      cuda::AttentionWorkspaceBytes(run->rows, args.heads, args.v_dim, args.max_splits));
   if (run->decode() || args.v_cache == nullptr) {
     LAUNCH(run, cuda::Attention(args, run->stream));
     return;
@@ -83,8 +86,8 @@ void Attend(CudaRun* run, cuda::AttentionArgs args) {
   const float* q = args.q;
   float* out = args.out;
   for (const RowRange& range : run->sequences) {
-    args.at = {run->batch.page_tables, run->batch.table_offset + range.first, run->batch.positions + range.first,
-               range.rows};
+    args.at = {run->batch.page_tables, run->batch.table_offset + range.first,
+               run->batch.positions + range.first, range.rows};
     args.q = q + Product(range.first, args.q_stride);
     args.out = out + Product(range.first, args.heads, args.v_dim);
     LAUNCH(run, cuda::Attention(args, run->stream));
@@ -97,7 +100,8 @@ void DeviceMla(CudaRun* run, int layer, const DeviceLayer& w, const DeviceLayerC
                const DeviceActivations& x, float* y) {
   const ScratchScope scope(run);
   const ModelConfig& config = run->config;
-  const int rows = run->rows, heads = config.num_heads, nope = config.mla.nope_dim, rope = config.rope.dims;
+  const int rows = run->rows, heads = config.num_heads, nope = config.mla.nope_dim,
+            rope = config.rope.dims;
   const int rank = config.mla.kv_lora_rank, head_dim = nope + rope, row_dim = rank + rope;
   const IndexerKind indexer = config.layers[static_cast<size_t>(layer)].indexer;
 
@@ -109,8 +113,8 @@ void DeviceMla(CudaRun* run, int layer, const DeviceLayer& w, const DeviceLayerC
   } else {
     q_lora = run->TakeActivations(rows, w.q_a.rows);
     DeviceLinearPair(run, w.kv_a, w.q_a, x, kv, q_lora.f32);
-    LAUNCH(run, cuda::RmsNorm(q_lora.f32, q_lora.n, nullptr, w.q_a_norm, config.rms_eps, rows, q_lora.n, q_lora.out(),
-                              run->stream));
+    LAUNCH(run, cuda::RmsNorm(q_lora.f32, q_lora.n, nullptr, w.q_a_norm, config.rms_eps, rows,
+                              q_lora.n, q_lora.out(), run->stream));
     DeviceLinear(run, w.q_b, q_lora, q);
   }
   Rotate(run, q + nope, heads, heads * head_dim, head_dim, config.rope.kind);
@@ -118,7 +122,8 @@ void DeviceMla(CudaRun* run, int layer, const DeviceLayer& w, const DeviceLayerC
   LAUNCH(run, cuda::RmsNorm(kv, row_dim, nullptr, w.kv_a_norm, config.rms_eps, rows, rank,
                             {.f32 = kv, .f32_stride = row_dim}, run->stream));
   Rotate(run, kv + rank, 1, row_dim, row_dim, config.rope.kind);
-  LAUNCH(run, cuda::KvStore(run->at(), kv, row_dim, row_dim, run->kv_type, cache.latent, run->stream));
+  LAUNCH(run,
+         cuda::KvStore(run->at(), kv, row_dim, row_dim, run->kv_type, cache.latent, run->stream));
   if (indexer == IndexerKind::kFull) RunIndexer(run, w, cache, x, q_lora);
 
   // Queries in latent space: [rows, heads, rank + rope].
@@ -129,8 +134,9 @@ void DeviceMla(CudaRun* run, int layer, const DeviceLayer& w, const DeviceLayerC
     LAUNCH(run, cuda::Convert(q, rows * heads, nope, head_dim, q_nope.out(), run->stream));
     DeviceLinearPerHead(run, w.k_b, heads, q_nope, absorbed, row_dim);
   }
-  LAUNCH(run, cudaMemcpy2DAsync(absorbed + rank, Product(row_dim, 4), q + nope, Product(head_dim, 4), Product(rope, 4),
-                                Product(rows, heads), cudaMemcpyDeviceToDevice, run->stream));
+  LAUNCH(run, cudaMemcpy2DAsync(absorbed + rank, Product(row_dim, 4), q + nope,
+                                Product(head_dim, 4), Product(rope, 4), Product(rows, heads),
+                                cudaMemcpyDeviceToDevice, run->stream));
 
   float* attended = run->Take<float>(Product(rows, heads, rank));
   cuda::AttentionArgs args;
@@ -152,12 +158,13 @@ void DeviceMla(CudaRun* run, int layer, const DeviceLayer& w, const DeviceLayerC
   LAUNCH(run, cuda::Convert(attended, rows * heads, rank, rank, latent.out(), run->stream));
   const DeviceActivations values = run->TakeActivations(rows, heads * config.mla.value_dim);
   DeviceLinearPerHead(run, w.v_b, heads, latent, values.f32, config.mla.value_dim);
-  LAUNCH(run, cuda::Convert(values.f32, rows, values.n, values.n, {.q8 = values.q8, .bf16 = values.bf16}, run->stream));
+  LAUNCH(run, cuda::Convert(values.f32, rows, values.n, values.n,
+                            {.q8 = values.q8, .bf16 = values.bf16}, run->stream));
   DeviceLinear(run, w.attn_output, values, y);
 }
 
-void DeviceGqa(CudaRun* run, const DeviceLayer& w, const DeviceLayerCache& cache, const DeviceActivations& x,
-               float* y) {
+void DeviceGqa(CudaRun* run, const DeviceLayer& w, const DeviceLayerCache& cache,
+               const DeviceActivations& x, float* y) {
   const ScratchScope scope(run);
   const ModelConfig& config = run->config;
   const int rows = run->rows, heads = config.num_heads, kv_heads = config.gqa.num_kv_heads;
@@ -170,26 +177,30 @@ void DeviceGqa(CudaRun* run, const DeviceLayer& w, const DeviceLayerCache& cache
   float* v = run->Take<float>(Product(rows, kv_heads, value_dim));
   DeviceLinear(run, w.q, x, projected);
   DeviceLinearPair(run, w.k, w.v, x, k, v);
-  if (w.q_bias != nullptr) LAUNCH(run, cuda::AddBias(projected, w.q_bias, rows, heads * q_stride, run->stream));
-  if (w.k_bias != nullptr) LAUNCH(run, cuda::AddBias(k, w.k_bias, rows, kv_heads * dim, run->stream));
-  if (w.v_bias != nullptr) LAUNCH(run, cuda::AddBias(v, w.v_bias, rows, kv_heads * value_dim, run->stream));
+  if (w.q_bias != nullptr)
+    LAUNCH(run, cuda::AddBias(projected, w.q_bias, rows, heads * q_stride, run->stream));
+  if (w.k_bias != nullptr)
+    LAUNCH(run, cuda::AddBias(k, w.k_bias, rows, kv_heads * dim, run->stream));
+  if (w.v_bias != nullptr)
+    LAUNCH(run, cuda::AddBias(v, w.v_bias, rows, kv_heads * value_dim, run->stream));
 
   float* q = run->Take<float>(Product(rows, heads, dim));
   if (w.q_norm != nullptr) {
-    LAUNCH(run, cuda::RmsNorm(projected, q_stride, nullptr, w.q_norm, config.rms_eps, rows * heads, dim, {.f32 = q},
-                              run->stream));
+    LAUNCH(run, cuda::RmsNorm(projected, q_stride, nullptr, w.q_norm, config.rms_eps, rows * heads,
+                              dim, {.f32 = q}, run->stream));
   } else {
     LAUNCH(run, cuda::Convert(projected, rows * heads, dim, q_stride, {.f32 = q}, run->stream));
   }
   if (w.k_norm != nullptr) {
-    LAUNCH(run, cuda::RmsNorm(k, dim, nullptr, w.k_norm, config.rms_eps, rows * kv_heads, dim, {.f32 = k},
-                              run->stream));
+    LAUNCH(run, cuda::RmsNorm(k, dim, nullptr, w.k_norm, config.rms_eps, rows * kv_heads, dim,
+                              {.f32 = k}, run->stream));
   }
   Rotate(run, q, heads, heads * dim, dim, config.rope.kind);
   Rotate(run, k, kv_heads, kv_heads * dim, dim, config.rope.kind);
-  LAUNCH(run, cuda::KvStore(run->at(), k, kv_heads * dim, kv_heads * dim, run->kv_type, cache.k, run->stream));
-  LAUNCH(run, cuda::KvStore(run->at(), v, kv_heads * value_dim, kv_heads * value_dim, run->kv_type, cache.v,
+  LAUNCH(run, cuda::KvStore(run->at(), k, kv_heads * dim, kv_heads * dim, run->kv_type, cache.k,
                             run->stream));
+  LAUNCH(run, cuda::KvStore(run->at(), v, kv_heads * value_dim, kv_heads * value_dim, run->kv_type,
+                            cache.v, run->stream));
 
   const DeviceActivations attended = run->TakeActivations(rows, heads * value_dim);
   cuda::AttentionArgs args;
@@ -205,17 +216,17 @@ void DeviceGqa(CudaRun* run, const DeviceLayer& w, const DeviceLayerCache& cache
   args.out = attended.f32;
   Attend(run, args);
   if (config.gqa.output_gate) {
-    LAUNCH(run, cuda::SigmoidGate(attended.f32, projected + dim, heads * q_stride, q_stride, value_dim, rows, attended.n,
-                                  attended.out(), run->stream));
+    LAUNCH(run, cuda::SigmoidGate(attended.f32, projected + dim, heads * q_stride, q_stride,
+                                  value_dim, rows, attended.n, attended.out(), run->stream));
   } else {
-    LAUNCH(run, cuda::Convert(attended.f32, rows, attended.n, attended.n, {.q8 = attended.q8, .bf16 = attended.bf16},
-                              run->stream));
+    LAUNCH(run, cuda::Convert(attended.f32, rows, attended.n, attended.n,
+                              {.q8 = attended.q8, .bf16 = attended.bf16}, run->stream));
   }
   DeviceLinear(run, w.attn_output, attended, y);
 }
 
-void DeviceDeltaNet(CudaRun* run, const DeviceLayer& w, const DeviceLayerCache& cache, const DeviceActivations& x,
-                    float* y) {
+void DeviceDeltaNet(CudaRun* run, const DeviceLayer& w, const DeviceLayerCache& cache,
+                    const DeviceActivations& x, float* y) {
   const ScratchScope scope(run);
   const ModelConfig& config = run->config;
   const DeltaNetConfig& delta = config.delta_net;
@@ -250,8 +261,8 @@ void DeviceDeltaNet(CudaRun* run, const DeviceLayer& w, const DeviceLayerCache& 
   args.out = out;
   LAUNCH(run, cuda::DeltaNet(args, run->stream));
   const DeviceActivations gated = run->TakeActivations(rows, delta.inner_dim());
-  LAUNCH(run, cuda::GatedRmsNorm(out, z, w.delta_norm, config.rms_eps, rows, heads, delta.head_dim, gated.out(),
-                                 run->stream));
+  LAUNCH(run, cuda::GatedRmsNorm(out, z, w.delta_norm, config.rms_eps, rows, heads, delta.head_dim,
+                                 gated.out(), run->stream));
   DeviceLinear(run, w.delta_out, gated, y);
 }
 

@@ -26,16 +26,18 @@ struct Picks {
 };
 
 // Each pick on its own: few rows, or weights without a faster way.
-void ExpertsByPair(CudaRun* run, const DeviceExperts& experts, const Picks& picks, const DeviceActivations& x,
-                   float* y) {
-  const int top_k = run->config.moe.top_k, pairs = run->rows * top_k, inner_dim = experts.expert_dim;
+void ExpertsByPair(CudaRun* run, const DeviceExperts& experts, const Picks& picks,
+                   const DeviceActivations& x, float* y) {
+  const int top_k = run->config.moe.top_k, pairs = run->rows * top_k,
+            inner_dim = experts.expert_dim;
   const DeviceFfn& w = experts.ffn;
   float* gate = run->Take<float>(Product(pairs, inner_dim));
   float* up = run->Take<float>(Product(pairs, inner_dim));
   DeviceActivations inner{.rows = pairs, .n = inner_dim};
   inner.f32 = run->Take<float>(Product(pairs, inner_dim));
   if (inner_dim % 32 == 0) {
-    inner.q8 = run->Take<uint8_t>(static_cast<size_t>(pairs) * cuda::Q8RowBytes(static_cast<size_t>(inner_dim)));
+    inner.q8 = run->Take<uint8_t>(static_cast<size_t>(pairs) *
+                                  cuda::Q8RowBytes(static_cast<size_t>(inner_dim)));
   }
   float* down = run->Take<float>(Product(pairs, w.down.rows / experts.num_experts));
 
@@ -66,21 +68,24 @@ void ExpertsByPair(CudaRun* run, const DeviceExperts& experts, const Picks& pick
   args.x = w.down.kernels->f32_activations ? static_cast<const void*>(inner.f32) : inner.q8;
   args.pairs_per_row = 1;
   LAUNCH(run, w.down.kernels->mat_vec(args, run->stream));
-  LAUNCH(run, cuda::CombineExperts(down, picks.ids, nullptr, nullptr, picks.weights, run->rows, top_k, hidden, false, y,
-                                   run->stream));
+  LAUNCH(run, cuda::CombineExperts(down, picks.ids, nullptr, nullptr, picks.weights, run->rows,
+                                   top_k, hidden, false, y, run->stream));
 }
 
-// C rows of experts [first, first + count) := A rows times their matrices, unpacked one batch at a time.
+// C rows of experts [first, first + count) := A rows times their matrices, unpacked one batch at a
+// time.
 void GroupedProduct(CudaRun* run, const DeviceMatrix& w, int rows, int row_stride, int num_experts,
-                    const uint16_t* a, const int32_t* row_index, const int32_t* offsets, int total_rows, float* c) {
+                    const uint16_t* a, const int32_t* row_index, const int32_t* offsets,
+                    int total_rows, float* c) {
   const size_t matrix = Product(rows, w.cols);
   const int fit = std::max(1, static_cast<int>(run->unpacked_capacity / matrix));
   for (int first = 0; first < num_experts; first += fit) {
     const int count = std::min(fit, num_experts - first);
     const auto unpack = [&](int expert, int experts) {
-      LAUNCH(run, w.kernels->decode_bf16(w.data + Product(expert, row_stride) * w.row_bytes(),
-                                         static_cast<size_t>(experts) * matrix,
-                                         run->unpacked + static_cast<size_t>(expert - first) * matrix, run->stream));
+      LAUNCH(run, w.kernels->decode_bf16(
+                      w.data + Product(expert, row_stride) * w.row_bytes(),
+                      static_cast<size_t>(experts) * matrix,
+                      run->unpacked + static_cast<size_t>(expert - first) * matrix, run->stream));
     };
     if (row_stride == rows) {
       unpack(first, count);
@@ -104,28 +109,30 @@ void GroupedProduct(CudaRun* run, const DeviceMatrix& w, int rows, int row_strid
 }
 
 // Many rows: sorted by expert, each expert's rows at once.
-void ExpertsByGroup(CudaRun* run, const DeviceExperts& experts, const Picks& picks, const DeviceActivations& x,
-                    float* y) {
-  const int top_k = run->config.moe.top_k, pairs = run->rows * top_k, inner_dim = experts.expert_dim;
+void ExpertsByGroup(CudaRun* run, const DeviceExperts& experts, const Picks& picks,
+                    const DeviceActivations& x, float* y) {
+  const int top_k = run->config.moe.top_k, pairs = run->rows * top_k,
+            inner_dim = experts.expert_dim;
   const DeviceFfn& w = experts.ffn;
   const int hidden = w.down.rows / experts.num_experts;
   auto* offsets = run->Take<int32_t>(static_cast<size_t>(experts.num_experts) + 1);
   auto* token_of_row = run->Take<int32_t>(static_cast<size_t>(pairs));
   auto* row_of_pair = run->Take<int32_t>(static_cast<size_t>(pairs));
-  LAUNCH(run, cuda::SortPairs(picks.ids, nullptr, run->rows, top_k, experts.num_experts, offsets, token_of_row,
-                              row_of_pair, run->stream));
+  LAUNCH(run, cuda::SortPairs(picks.ids, nullptr, run->rows, top_k, experts.num_experts, offsets,
+                              token_of_row, row_of_pair, run->stream));
   float* down = run->Take<float>(Product(pairs, hidden));
   auto* inner = run->Take<uint16_t>(Product(pairs, inner_dim));
   float* gate = run->Take<float>(Product(pairs, inner_dim));
   float* up = run->Take<float>(Product(pairs, inner_dim));
-  GroupedProduct(run, w.gate, inner_dim, experts.row_stride, experts.num_experts, x.bf16, token_of_row, offsets, pairs,
-                 gate);
-  GroupedProduct(run, w.up, inner_dim, experts.row_stride, experts.num_experts, x.bf16, token_of_row, offsets, pairs,
-                 up);
+  GroupedProduct(run, w.gate, inner_dim, experts.row_stride, experts.num_experts, x.bf16,
+                 token_of_row, offsets, pairs, gate);
+  GroupedProduct(run, w.up, inner_dim, experts.row_stride, experts.num_experts, x.bf16,
+                 token_of_row, offsets, pairs, up);
   LAUNCH(run, cuda::SwiGlu(gate, up, inner_dim, pairs, inner_dim, {.bf16 = inner}, run->stream));
-  GroupedProduct(run, w.down, hidden, hidden, experts.num_experts, inner, nullptr, offsets, pairs, down);
-  LAUNCH(run, cuda::CombineExperts(down, picks.ids, nullptr, row_of_pair, picks.weights, run->rows, top_k, hidden,
-                                   false, y, run->stream));
+  GroupedProduct(run, w.down, hidden, hidden, experts.num_experts, inner, nullptr, offsets, pairs,
+                 down);
+  LAUNCH(run, cuda::CombineExperts(down, picks.ids, nullptr, row_of_pair, picks.weights, run->rows,
+                                   top_k, hidden, false, y, run->stream));
 }
 
 Picks Route(CudaRun* run, const DeviceLayer& w, const DeviceActivations& x) {
@@ -156,11 +163,12 @@ void PostRemote(CudaRun* run, int layer, const Picks& picks, const DeviceActivat
   if (run->measuring || !run->status.ok()) return;
   const MoeConfig& moe = run->config.moe;
   const size_t picked = Product(run->rows, moe.top_k);
-  LAUNCH(run, cudaMemcpyAsync(run->host_x, x.f32, Product(run->rows, x.n) * sizeof(float), cudaMemcpyDeviceToHost,
-                              run->stream));
-  LAUNCH(run, cudaMemcpyAsync(run->host_ids, picks.ids, picked * sizeof(int32_t), cudaMemcpyDeviceToHost, run->stream));
-  LAUNCH(run, cudaMemcpyAsync(run->host_weights, picks.weights, picked * sizeof(float), cudaMemcpyDeviceToHost,
-                              run->stream));
+  LAUNCH(run, cudaMemcpyAsync(run->host_x, x.f32, Product(run->rows, x.n) * sizeof(float),
+                              cudaMemcpyDeviceToHost, run->stream));
+  LAUNCH(run, cudaMemcpyAsync(run->host_ids, picks.ids, picked * sizeof(int32_t),
+                              cudaMemcpyDeviceToHost, run->stream));
+  LAUNCH(run, cudaMemcpyAsync(run->host_weights, picks.weights, picked * sizeof(float),
+                              cudaMemcpyDeviceToHost, run->stream));
   LAUNCH(run, cudaStreamSynchronize(run->stream));
   if (!run->status.ok()) return;
   run->status = run->remote_experts->Post({.layer = layer,
@@ -176,8 +184,9 @@ void AwaitRemote(CudaRun* run, float* y) {
   if (run->measuring || !run->status.ok()) return;
   run->status = run->remote_experts->Await(run->host_y);
   if (!run->status.ok()) return;
-  LAUNCH(run, cudaMemcpyAsync(y, run->host_y, Product(run->rows, run->config.hidden_dim) * sizeof(float),
-                              cudaMemcpyHostToDevice, run->stream));
+  LAUNCH(run,
+         cudaMemcpyAsync(y, run->host_y, Product(run->rows, run->config.hidden_dim) * sizeof(float),
+                         cudaMemcpyHostToDevice, run->stream));
 }
 
 }  // namespace
@@ -193,7 +202,8 @@ void DeviceDense(CudaRun* run, const DeviceFfn& w, const DeviceActivations& x, f
   DeviceLinear(run, w.down, inner, y);
 }
 
-void DeviceMoe(CudaRun* run, int layer, const DeviceLayer& w, const DeviceActivations& x, float* y) {
+void DeviceMoe(CudaRun* run, int layer, const DeviceLayer& w, const DeviceActivations& x,
+               float* y) {
   const ScratchScope scope(run);
   const Picks picks = Route(run, w, x);
   const bool local = w.experts.num_experts > 0;
@@ -216,14 +226,16 @@ void DeviceMoe(CudaRun* run, int layer, const DeviceLayer& w, const DeviceActiva
     const ScratchScope inner(run);
     const DeviceFfn& ffn = w.experts.ffn;
     const auto f32 = [](const DeviceMatrix& m) { return m.kernels->type == TensorType::kF32; };
-    if (run->decode() || (f32(ffn.gate) && f32(ffn.up) && f32(ffn.down)) || w.experts.expert_dim % 32 != 0) {
+    if (run->decode() || (f32(ffn.gate) && f32(ffn.up) && f32(ffn.down)) ||
+        w.experts.expert_dim % 32 != 0) {
       ExpertsByPair(run, w.experts, picks, x, y);
     } else {
       ExpertsByGroup(run, w.experts, picks, x, y);
     }
   }
   if (shared != nullptr) {
-    LAUNCH(run, cuda::AddScaled(y, shared, shared_logit, run->rows, run->config.hidden_dim, run->stream));
+    LAUNCH(run, cuda::AddScaled(y, shared, shared_logit, run->rows, run->config.hidden_dim,
+                                run->stream));
   }
 }
 

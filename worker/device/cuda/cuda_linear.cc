@@ -30,7 +30,8 @@ DeviceActivations CudaRun::TakeActivations(int n_rows, int n) {
   return x;
 }
 
-void DeviceLinear(CudaRun* run, const DeviceMatrix& w, const DeviceActivations& x, float* y, int y_stride) {
+void DeviceLinear(CudaRun* run, const DeviceMatrix& w, const DeviceActivations& x, float* y,
+                  int y_stride) {
   if (y_stride == 0) y_stride = w.rows;
   if (x.rows <= kDecodeRows) {
     cuda::MatVecArgs args;
@@ -42,15 +43,16 @@ void DeviceLinear(CudaRun* run, const DeviceMatrix& w, const DeviceActivations& 
     return;
   }
   if (w.kernels->type == TensorType::kF32) {
-    LAUNCH(run, cuda::GemmF32(x.f32, reinterpret_cast<const float*>(w.data), y, x.rows, w.rows, w.cols, y_stride,
-                              run->stream));
+    LAUNCH(run, cuda::GemmF32(x.f32, reinterpret_cast<const float*>(w.data), y, x.rows, w.rows,
+                              w.cols, y_stride, run->stream));
     return;
   }
   if (x.bf16 == nullptr) {
     // Rows that are no multiple of 32 exist as F16 and BF16 only, in small matrices.
     for (int row = 0; row < x.rows; row += kDecodeRows) {
       cuda::MatVecArgs args;
-      args.parts[0] = Part(w, y + static_cast<size_t>(row) * static_cast<size_t>(y_stride), y_stride);
+      args.parts[0] =
+          Part(w, y + static_cast<size_t>(row) * static_cast<size_t>(y_stride), y_stride);
       args.n = w.cols;
       args.x = x.f32 + static_cast<size_t>(row) * static_cast<size_t>(x.n);
       args.tokens = std::min(kDecodeRows, x.rows - row);
@@ -63,16 +65,22 @@ void DeviceLinear(CudaRun* run, const DeviceMatrix& w, const DeviceActivations& 
   for (int row = 0; row < w.rows; row += fit) {
     const int part = std::min(fit, w.rows - row);
     LAUNCH(run, w.kernels->decode_bf16(w.data + static_cast<size_t>(row) * w.row_bytes(),
-                                       static_cast<size_t>(part) * static_cast<size_t>(w.cols), run->unpacked,
-                                       run->stream));
-    LAUNCH(run, cuda::Gemm({.a = x.bf16, .lda = x.n, .b = run->unpacked, .c = y + row, .ldc = y_stride, .m = x.rows,
-                            .n = part, .k = w.cols},
+                                       static_cast<size_t>(part) * static_cast<size_t>(w.cols),
+                                       run->unpacked, run->stream));
+    LAUNCH(run, cuda::Gemm({.a = x.bf16,
+                            .lda = x.n,
+                            .b = run->unpacked,
+                            .c = y + row,
+                            .ldc = y_stride,
+                            .m = x.rows,
+                            .n = part,
+                            .k = w.cols},
                            run->stream));
   }
 }
 
-void DeviceLinearPair(CudaRun* run, const DeviceMatrix& a, const DeviceMatrix& b, const DeviceActivations& x,
-                      float* y_a, float* y_b) {
+void DeviceLinearPair(CudaRun* run, const DeviceMatrix& a, const DeviceMatrix& b,
+                      const DeviceActivations& x, float* y_a, float* y_b) {
   if (x.rows <= kDecodeRows && a.kernels == b.kernels) {
     cuda::MatVecArgs args;
     args.parts[0] = Part(a, y_a);
@@ -88,8 +96,8 @@ void DeviceLinearPair(CudaRun* run, const DeviceMatrix& a, const DeviceMatrix& b
   DeviceLinear(run, b, x, y_b);
 }
 
-void DeviceLinearPerHead(CudaRun* run, const DeviceMatrix& w, int heads, const DeviceActivations& x, float* y,
-                         int y_stride) {
+void DeviceLinearPerHead(CudaRun* run, const DeviceMatrix& w, int heads, const DeviceActivations& x,
+                         float* y, int y_stride) {
   const int rows = w.rows / heads;
   if (run->decode() || w.kernels->f32_activations || x.bf16 == nullptr) {
     cuda::MatVecArgs args;
@@ -110,8 +118,9 @@ void DeviceLinearPerHead(CudaRun* run, const DeviceMatrix& w, int heads, const D
   const int fit = std::max(1, static_cast<int>(run->unpacked_capacity / matrix));
   for (int head = 0; head < heads; head += fit) {
     const int part = std::min(fit, heads - head);
-    LAUNCH(run, w.kernels->decode_bf16(w.data + static_cast<size_t>(head) * static_cast<size_t>(rows) * w.row_bytes(),
-                                       static_cast<size_t>(part) * matrix, run->unpacked, run->stream));
+    LAUNCH(run, w.kernels->decode_bf16(
+                    w.data + static_cast<size_t>(head) * static_cast<size_t>(rows) * w.row_bytes(),
+                    static_cast<size_t>(part) * matrix, run->unpacked, run->stream));
     LAUNCH(run, cuda::Gemm({.a = x.bf16 + static_cast<size_t>(head) * static_cast<size_t>(w.cols),
                             .lda = heads * w.cols,
                             .a_group_stride = static_cast<size_t>(w.cols),

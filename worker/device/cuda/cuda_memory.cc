@@ -10,8 +10,9 @@ namespace packtrain {
 
 absl::Status CudaStatus(int code, std::string_view what) {
   if (code == 0) return absl::OkStatus();
-  return absl::InternalError(absl::StrCat("CUDA: ", cudaGetErrorString(static_cast<cudaError_t>(code)),
-                                          " in ", absl::string_view(what.data(), what.size())));
+  return absl::InternalError(
+      absl::StrCat("CUDA: ", cudaGetErrorString(static_cast<cudaError_t>(code)), " in ",
+                   absl::string_view(what.data(), what.size())));
 }
 
 DevicePlan::~DevicePlan() { cudaFree(memory_); }
@@ -28,11 +29,12 @@ absl::Status DevicePlan::Allocate(std::string_view purpose, bool zero) {
     memory_ = nullptr;
     size_t free = 0, total = 0;
     static_cast<void>(cudaMemGetInfo(&free, &total));
-    return absl::ResourceExhaustedError(
-        absl::StrFormat("the GPU has %d MiB free, %s needs %d MiB", free >> 20, purpose, bytes_ >> 20));
+    return absl::ResourceExhaustedError(absl::StrFormat("the GPU has %d MiB free, %s needs %d MiB",
+                                                        free >> 20, purpose, bytes_ >> 20));
   }
   if (zero) RETURN_IF_CUDA(cudaMemset(memory_, 0, bytes_));
-  for (const Entry& entry : entries_) *entry.pointer = static_cast<std::byte*>(memory_) + entry.offset;
+  for (const Entry& entry : entries_)
+    *entry.pointer = static_cast<std::byte*>(memory_) + entry.offset;
   return absl::OkStatus();
 }
 

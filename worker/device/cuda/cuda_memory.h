@@ -31,7 +31,8 @@ class DevicePlan {
   // *pointer is set by Allocate: `count` elements, 256-byte aligned, 16 readable bytes behind them.
   template <typename T>
   void Add(T** pointer, size_t count) {
-    AddBytes(reinterpret_cast<void**>(const_cast<std::remove_const_t<T>**>(pointer)), count * sizeof(T));
+    AddBytes(reinterpret_cast<void**>(const_cast<std::remove_const_t<T>**>(pointer)),
+             count * sizeof(T));
   }
   size_t bytes() const { return bytes_; }
   // Once. The memory is zeroed if `zero`. Errors: RESOURCE_EXHAUSTED.

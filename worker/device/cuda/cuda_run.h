@@ -29,8 +29,8 @@ struct DeviceLayerCache {
   uint8_t* k = nullptr;
   uint8_t* v = nullptr;
   uint8_t* index_keys = nullptr;
-  float* conv = nullptr;   // [slots, 3, channels]
-  float* state = nullptr;  // [slots, v_heads, k_dim, v_dim]
+  float* conv = nullptr;        // [slots, 3, channels]
+  float* state = nullptr;       // [slots, v_heads, k_dim, v_dim]
   float* saved_conv = nullptr;  // the same by snapshot
   float* saved_state = nullptr;
 };
@@ -111,8 +111,8 @@ struct CudaRun {
 };
 
 // Evaluates a kernel launch unless the run only measures.
-#define LAUNCH(run, call)                              \
-  do {                                                 \
+#define LAUNCH(run, call)                               \
+  do {                                                  \
     if (!(run)->measuring) (run)->Check((call), #call); \
   } while (false)
 
@@ -130,13 +130,14 @@ class ScratchScope {
 };
 
 // y [x.rows, w.rows] with row stride y_stride (0: dense) := x w^T.
-void DeviceLinear(CudaRun* run, const DeviceMatrix& w, const DeviceActivations& x, float* y, int y_stride = 0);
+void DeviceLinear(CudaRun* run, const DeviceMatrix& w, const DeviceActivations& x, float* y,
+                  int y_stride = 0);
 // The same per head: w holds `heads` matrices, x [rows * heads, cols] rows with the head fastest.
-void DeviceLinearPerHead(CudaRun* run, const DeviceMatrix& w, int heads, const DeviceActivations& x, float* y,
-                         int y_stride);
+void DeviceLinearPerHead(CudaRun* run, const DeviceMatrix& w, int heads, const DeviceActivations& x,
+                         float* y, int y_stride);
 // Two products of one input, in one launch where the types allow.
-void DeviceLinearPair(CudaRun* run, const DeviceMatrix& a, const DeviceMatrix& b, const DeviceActivations& x,
-                      float* y_a, float* y_b);
+void DeviceLinearPair(CudaRun* run, const DeviceMatrix& a, const DeviceMatrix& b,
+                      const DeviceActivations& x, float* y_a, float* y_b);
 
 // Each reads x (normed) and writes y [rows, hidden_dim].
 void DeviceMla(CudaRun* run, int layer, const DeviceLayer& weights, const DeviceLayerCache& cache,
@@ -146,6 +147,7 @@ void DeviceGqa(CudaRun* run, const DeviceLayer& weights, const DeviceLayerCache&
 void DeviceDeltaNet(CudaRun* run, const DeviceLayer& weights, const DeviceLayerCache& cache,
                     const DeviceActivations& x, float* y);
 void DeviceDense(CudaRun* run, const DeviceFfn& weights, const DeviceActivations& x, float* y);
-void DeviceMoe(CudaRun* run, int layer, const DeviceLayer& weights, const DeviceActivations& x, float* y);
+void DeviceMoe(CudaRun* run, int layer, const DeviceLayer& weights, const DeviceActivations& x,
+               float* y);
 
 }  // namespace packtrain

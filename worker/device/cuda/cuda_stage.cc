@@ -23,11 +23,14 @@ constexpr size_t kReserve = size_t{256} << 20;
 
 size_t Product(int a, int b) { return static_cast<size_t>(a) * static_cast<size_t>(b); }
 
-size_t PagesOf(int positions) { return static_cast<size_t>((positions + kPagePositions - 1) / kPagePositions); }
+size_t PagesOf(int positions) {
+  return static_cast<size_t>((positions + kPagePositions - 1) / kPagePositions);
+}
 
 }  // namespace
 
-CudaStage::CudaStage(const ModelConfig& config, const StageSpec& spec, const CudaStageOptions& options)
+CudaStage::CudaStage(const ModelConfig& config, const StageSpec& spec,
+                     const CudaStageOptions& options)
     : config_(config), spec_(spec), options_(options), run_(config) {
   run_.kv_type = static_cast<cuda::KvType>(spec.kv_cache);
   run_.remote_experts = options.experts;
@@ -40,17 +43,22 @@ CudaStage::~CudaStage() {
   }
 }
 
-absl::StatusOr<std::unique_ptr<CudaStage>> CudaStage::Create(const ModelConfig& config, const ModelTensors& tensors,
-                                                             const WeightSource& source, const StageSpec& spec,
+absl::StatusOr<std::unique_ptr<CudaStage>> CudaStage::Create(const ModelConfig& config,
+                                                             const ModelTensors& tensors,
+                                                             const WeightSource& source,
+                                                             const StageSpec& spec,
                                                              const CudaStageOptions& options) {
-  if (spec.first_layer < 0 || spec.first_layer >= spec.last_layer || spec.last_layer > config.num_layers) {
-    return absl::InvalidArgumentError(absl::StrFormat("a stage of layers [%d, %d) of a model of %d layers",
-                                                      spec.first_layer, spec.last_layer, config.num_layers));
-  }
-  if (config.has_recurrent_state() && (config.delta_net.conv_kernel != 4 || config.delta_net.head_dim > 128)) {
+  if (spec.first_layer < 0 || spec.first_layer >= spec.last_layer ||
+      spec.last_layer > config.num_layers) {
     return absl::InvalidArgumentError(
-        absl::StrFormat("delta net with kernel %d and heads of %d; the GPU kernels have 4 and at most 128",
-                        config.delta_net.conv_kernel, config.delta_net.head_dim));
+        absl::StrFormat("a stage of layers [%d, %d) of a model of %d layers", spec.first_layer,
+                        spec.last_layer, config.num_layers));
+  }
+  if (config.has_recurrent_state() &&
+      (config.delta_net.conv_kernel != 4 || config.delta_net.head_dim > 128)) {
+    return absl::InvalidArgumentError(absl::StrFormat(
+        "delta net with kernel %d and heads of %d; the GPU kernels have 4 and at most 128",
+        config.delta_net.conv_kernel, config.delta_net.head_dim));
   }
   std::unique_ptr<CudaStage> stage(new CudaStage(config, spec, options));
   RETURN_IF_ERROR(stage->Open(tensors, source));
@@ -59,12 +67,13 @@ absl::StatusOr<std::unique_ptr<CudaStage>> CudaStage::Create(const ModelConfig& 
 
 absl::Status CudaStage::Open(const ModelTensors& tensors, const WeightSource& source) {
   if (cudaSetDevice(options_.device) != cudaSuccess) {
-    return absl::FailedPreconditionError(absl::StrFormat("there is no CUDA device %d: %s", options_.device,
-                                                         cudaGetErrorString(cudaGetLastError())));
+    return absl::FailedPreconditionError(absl::StrFormat(
+        "there is no CUDA device %d: %s", options_.device, cudaGetErrorString(cudaGetLastError())));
   }
   RETURN_IF_CUDA(cudaStreamCreateWithFlags(&run_.stream, cudaStreamNonBlocking));
   WeightUploader uploader;
   RETURN_IF_ERROR(Bind(tensors, source, &uploader));
+  RETURN_IF_ERROR(uploader.status());
   PlanCache();
   PlanBuffers();
   memory_.weights = uploader.bytes();
@@ -73,11 +82,13 @@ absl::Status CudaStage::Open(const ModelTensors& tensors, const WeightSource& so
   RETURN_IF_CUDA(cudaMemGetInfo(&free, &total));
   const size_t wanted = memory_.weights + cache_memory_.bytes() + memory_.buffers + kReserve;
   if (wanted > free) {
-    return absl::ResourceExhaustedError(absl::StrFormat(
-        "cuda:%d has %d MiB free; layers %d-%d need %d MiB: weights %d, KV cache %d, recurrent state %d, buffers %d, "
-        "reserve %d",
-        options_.device, free >> 20, spec_.first_layer, spec_.last_layer - 1, wanted >> 20, memory_.weights >> 20,
-        memory_.kv >> 20, memory_.recurrent >> 20, memory_.buffers >> 20, kReserve >> 20));
+    return absl::ResourceExhaustedError(
+        absl::StrFormat("cuda:%d has %d MiB free; layers %d-%d need %d MiB: weights %d, KV cache "
+                        "%d, recurrent state %d, buffers %d, "
+                        "reserve %d",
+                        options_.device, free >> 20, spec_.first_layer, spec_.last_layer - 1,
+                        wanted >> 20, memory_.weights >> 20, memory_.kv >> 20,
+                        memory_.recurrent >> 20, memory_.buffers >> 20, kReserve >> 20));
   }
   RETURN_IF_CUDA(cuda::PrepareDevice());
   RETURN_IF_ERROR(cache_memory_.Allocate("the KV cache", true));
@@ -86,7 +97,8 @@ absl::Status CudaStage::Open(const ModelTensors& tensors, const WeightSource& so
   return uploader.Upload(&weights_, options_.progress);
 }
 
-absl::Status CudaStage::Bind(const ModelTensors& tensors, const WeightSource& source, WeightUploader* uploader) {
+absl::Status CudaStage::Bind(const ModelTensors& tensors, const WeightSource& source,
+                             WeightUploader* uploader) {
   ASSIGN_OR_RETURN(const CpuKernels* types, SelectCpuKernels("scalar"));
   WeightBinder binder(config_, tensors, source, *types);
   layers_.resize(static_cast<size_t>(spec_.last_layer - spec_.first_layer));
@@ -98,7 +110,8 @@ absl::Status CudaStage::Bind(const ModelTensors& tensors, const WeightSource& so
     if (layer >= spec_.resident_first && layer < spec_.resident_last) {
       uploader->Add(binder.Experts(layer), &target->experts);
     } else if (run_.remote_experts == nullptr) {
-      return absl::FailedPreconditionError(absl::StrFormat("nobody serves the experts of layer %d", layer));
+      return absl::FailedPreconditionError(
+          absl::StrFormat("nobody serves the experts of layer %d", layer));
     }
   }
   if (spec_.embeds) embedding_ = binder.Matrix(TensorRole::kTokenEmbd, -1);
@@ -119,7 +132,8 @@ void CudaStage::PlanCache() {
     const LayerConfig& layer = config_.layers[static_cast<size_t>(spec_.first_layer) + i];
     DeviceLayerCache* cache = &caches_[i];
     const auto add = [&](uint8_t** rows, int heads, int dim) {
-      cache_memory_.Add(rows, positions * static_cast<size_t>(heads) * KvBytes(spec_.kv_cache, static_cast<size_t>(dim)));
+      cache_memory_.Add(rows, positions * static_cast<size_t>(heads) *
+                                  KvBytes(spec_.kv_cache, static_cast<size_t>(dim)));
     };
     switch (layer.attention) {
       case AttentionKind::kMla:
@@ -130,7 +144,8 @@ void CudaStage::PlanCache() {
         add(&cache->v, config_.gqa.num_kv_heads, config_.gqa.value_dim);
         break;
       case AttentionKind::kGatedDeltaNet: {
-        const size_t conv = Product(3, delta.conv_channels()), state = Product(delta.inner_dim(), delta.head_dim);
+        const size_t conv = Product(3, delta.conv_channels()),
+                     state = Product(delta.inner_dim(), delta.head_dim);
         cache_memory_.Add(&cache->conv, conv * static_cast<size_t>(spec_.num_slots));
         cache_memory_.Add(&cache->state, state * static_cast<size_t>(spec_.num_slots));
         cache_memory_.Add(&cache->saved_conv, conv * static_cast<size_t>(spec_.num_snapshots));
@@ -149,8 +164,9 @@ void CudaStage::PlanBuffers() {
   const int rows = spec_.max_tokens;
   // Every slot may bring a table as long as the context, but no more pages than there are, shared
   // ones counted by each.
-  num_tables_ = spec_.num_slots * static_cast<int>(std::min<size_t>(PagesOf(config_.context_length),
-                                                                    static_cast<size_t>(spec_.num_pages)));
+  num_tables_ =
+      spec_.num_slots * static_cast<int>(std::min<size_t>(PagesOf(config_.context_length),
+                                                          static_cast<size_t>(spec_.num_pages)));
   buffers_.Add(&hidden_, Product(rows, config_.hidden_dim));
   buffers_.Add(&layer_out_, Product(rows, config_.hidden_dim));
   buffers_.Add(&run_.batch.positions, static_cast<size_t>(rows));
@@ -191,8 +207,9 @@ size_t CudaStage::MeasureScratch() {
 absl::Status CudaStage::AllocateHost() {
   const int rows = spec_.max_tokens;
   const size_t hidden = Product(rows, config_.hidden_dim) * sizeof(float);
-  size_t batch = sizeof(int32_t) * (Product(rows, 2 + config_.indexer.top_k) + static_cast<size_t>(num_tables_) +
-                                    2 * static_cast<size_t>(spec_.num_slots) + 1 + 2 * kMaxPageCopies) +
+  size_t batch = sizeof(int32_t) *
+                     (Product(rows, 2 + config_.indexer.top_k) + static_cast<size_t>(num_tables_) +
+                      2 * static_cast<size_t>(spec_.num_slots) + 1 + 2 * kMaxPageCopies) +
                  hidden;
   if (spec_.embeds) batch += static_cast<size_t>(rows) * embedding_.row_bytes();
   ASSIGN_OR_RETURN(staging_, PinnedMemory::Allocate(batch + 16 * 64));
@@ -206,8 +223,8 @@ absl::Status CudaStage::AllocateHost() {
     run_.host_weights = reinterpret_cast<float*>(at + 2 * hidden + picks * 4);
   }
   if (spec_.has_head) {
-    ASSIGN_OR_RETURN(logits_host_,
-                     PinnedMemory::Allocate(Product(kDecodeRows, config_.vocab_size) * sizeof(float)));
+    ASSIGN_OR_RETURN(logits_host_, PinnedMemory::Allocate(Product(kDecodeRows, config_.vocab_size) *
+                                                          sizeof(float)));
   }
   const std::vector<double> frequencies = RopeFrequencies(config_.rope);
   RETURN_IF_CUDA(cudaMemcpy(frequencies_, frequencies.data(), frequencies.size() * sizeof(double),
@@ -228,11 +245,12 @@ absl::Status CudaStage::Check(const Ubatch& ubatch, const Bundle& in) const {
                                .max_tokens = spec_.max_tokens},
                               config_));
   if (static_cast<int>(ubatch.sequences.size()) > spec_.num_slots) {
-    return absl::InvalidArgumentError(absl::StrFormat("a ubatch of %d sequences, there are %d slots",
-                                                      ubatch.sequences.size(), spec_.num_slots));
+    return absl::InvalidArgumentError(absl::StrFormat(
+        "a ubatch of %d sequences, there are %d slots", ubatch.sequences.size(), spec_.num_slots));
   }
   if (spec_.embeds) return absl::OkStatus();
-  RETURN_IF_ERROR(CheckBundleTensor(in, kHidden, ElementType::kF32, ubatch.rows, config_.hidden_dim));
+  RETURN_IF_ERROR(
+      CheckBundleTensor(in, kHidden, ElementType::kF32, ubatch.rows, config_.hidden_dim));
   if (!SelectionCrosses(spec_.first_layer)) return absl::OkStatus();
   return CheckBundleTensor(in, kSelection, ElementType::kI32, ubatch.rows, config_.indexer.top_k);
 }
@@ -286,25 +304,28 @@ void CudaStage::UploadBatch(const Ubatch& ubatch) {
   writer.Copy(tables, run_.batch.page_tables);
   writer.Copy(row_offset, run_.batch.row_offset);
   writer.Copy(slots, run_.batch.slots);
-  LAUNCH(&run_, cuda::RopeTable(run_.batch.positions, frequencies_, 1.0F, run_.rows, config_.rope.dims / 2,
-                                run_.cos_sin, run_.stream));
+  LAUNCH(&run_, cuda::RopeTable(run_.batch.positions, frequencies_, 1.0F, run_.rows,
+                                config_.rope.dims / 2, run_.cos_sin, run_.stream));
   if (!spec_.embeds) return;
   std::byte* rows = writer.at();
   size_t row = 0;
   for (const UbatchSequence& sequence : ubatch.sequences) {
     for (TokenId token : sequence.tokens) {
-      std::memcpy(rows + row++ * embedding_.row_bytes(), embedding_.Rows(static_cast<size_t>(token), 1).data,
-                  embedding_.row_bytes());
+      std::memcpy(rows + row++ * embedding_.row_bytes(),
+                  embedding_.Rows(static_cast<size_t>(token), 1).data, embedding_.row_bytes());
     }
   }
-  LAUNCH(&run_, cudaMemcpyAsync(embedded_, rows, row * embedding_.row_bytes(), cudaMemcpyHostToDevice, run_.stream));
+  LAUNCH(&run_, cudaMemcpyAsync(embedded_, rows, row * embedding_.row_bytes(),
+                                cudaMemcpyHostToDevice, run_.stream));
   const cuda::WeightKernels* kernels = cuda::FindWeightKernels(embedding_.type);
-  LAUNCH(&run_, kernels->decode_f32(embedded_, row * embedding_.cols, nullptr, 0, hidden_, run_.stream));
+  LAUNCH(&run_,
+         kernels->decode_f32(embedded_, row * embedding_.cols, nullptr, 0, hidden_, run_.stream));
 }
 
 void CudaStage::CopyState(int slot, int snapshot, bool save) {
   const DeltaNetConfig& delta = config_.delta_net;
-  const size_t conv = Product(3, delta.conv_channels()), state = Product(delta.inner_dim(), delta.head_dim);
+  const size_t conv = Product(3, delta.conv_channels()),
+               state = Product(delta.inner_dim(), delta.head_dim);
   for (const DeviceLayerCache& cache : caches_) {
     if (cache.conv == nullptr) continue;
     float* live_conv = cache.conv + conv * static_cast<size_t>(slot);
@@ -316,8 +337,8 @@ void CudaStage::CopyState(int slot, int snapshot, bool save) {
     }
     float* saved_conv = cache.saved_conv + conv * static_cast<size_t>(snapshot);
     float* saved_state = cache.saved_state + state * static_cast<size_t>(snapshot);
-    LAUNCH(&run_, cudaMemcpyAsync(save ? saved_conv : live_conv, save ? live_conv : saved_conv, conv * sizeof(float),
-                                  cudaMemcpyDeviceToDevice, run_.stream));
+    LAUNCH(&run_, cudaMemcpyAsync(save ? saved_conv : live_conv, save ? live_conv : saved_conv,
+                                  conv * sizeof(float), cudaMemcpyDeviceToDevice, run_.stream));
     LAUNCH(&run_, cudaMemcpyAsync(save ? saved_state : live_state, save ? live_state : saved_state,
                                   state * sizeof(float), cudaMemcpyDeviceToDevice, run_.stream));
   }
@@ -336,9 +357,10 @@ void CudaStage::PrepareState(const Ubatch& ubatch) {
     writer.Copy(to, copies_ + kMaxPageCopies);
     const auto copy = [&](uint8_t* rows, int heads, int dim) {
       if (rows == nullptr) return;
-      const size_t bytes = Product(kPagePositions, heads) * KvBytes(spec_.kv_cache, static_cast<size_t>(dim));
-      LAUNCH(&run_, cuda::KvCopyPages(copies_, copies_ + kMaxPageCopies, static_cast<int>(count), bytes, rows,
-                                      run_.stream));
+      const size_t bytes =
+          Product(kPagePositions, heads) * KvBytes(spec_.kv_cache, static_cast<size_t>(dim));
+      LAUNCH(&run_, cuda::KvCopyPages(copies_, copies_ + kMaxPageCopies, static_cast<int>(count),
+                                      bytes, rows, run_.stream));
     };
     for (const DeviceLayerCache& cache : caches_) {
       copy(cache.latent, 1, config_.mla.kv_lora_rank + config_.rope.dims);
@@ -358,7 +380,8 @@ absl::Status CudaStage::ReadBundle(const Ubatch& ubatch, const Bundle& in) {
   const BundleTensor& tensor = *in.Find(kHidden);
   std::byte* pinned = staging_->data() + staging_->bytes() - tensor.data.size();
   std::memcpy(pinned, tensor.data.data(), tensor.data.size());
-  LAUNCH(&run_, cudaMemcpyAsync(hidden_, pinned, tensor.data.size(), cudaMemcpyHostToDevice, run_.stream));
+  LAUNCH(&run_,
+         cudaMemcpyAsync(hidden_, pinned, tensor.data.size(), cudaMemcpyHostToDevice, run_.stream));
   if (!SelectionCrosses(spec_.first_layer) || !run_.sparse()) return absl::OkStatus();
   // From outside: only visible positions may be looked at.
   const BundleTensor& chosen = *in.Find(kSelection);
@@ -371,15 +394,17 @@ absl::Status CudaStage::ReadBundle(const Ubatch& ubatch, const Bundle& in) {
       for (size_t k = 0; k < count; ++k) {
         const int32_t value = chosen.i32()[row * top_k + k];
         if (value < 0 || value > position) {
-          return absl::InvalidArgumentError(absl::StrFormat(
-              "bundle tensor %s row %d: position %d, allowed 0 to %d", kSelection, row, value, position));
+          return absl::InvalidArgumentError(
+              absl::StrFormat("bundle tensor %s row %d: position %d, allowed 0 to %d", kSelection,
+                              row, value, position));
         }
       }
     }
   }
   pinned -= (chosen.data.size() + 63) / 64 * 64;
   std::memcpy(pinned, chosen.data.data(), chosen.data.size());
-  LAUNCH(&run_, cudaMemcpyAsync(run_.selection, pinned, chosen.data.size(), cudaMemcpyHostToDevice, run_.stream));
+  LAUNCH(&run_, cudaMemcpyAsync(run_.selection, pinned, chosen.data.size(), cudaMemcpyHostToDevice,
+                                run_.stream));
   return absl::OkStatus();
 }
 
@@ -388,8 +413,8 @@ void CudaStage::RunLayers() {
   const DeviceActivations normed = run_.TakeActivations(run_.rows, config_.hidden_dim);
   const float* delta = nullptr;  // what the part before adds to the residual
   const auto norm = [&](const float* weight) {
-    LAUNCH(&run_, cuda::RmsNorm(hidden_, config_.hidden_dim, delta, weight, config_.rms_eps, run_.rows,
-                                config_.hidden_dim, normed.out(), run_.stream));
+    LAUNCH(&run_, cuda::RmsNorm(hidden_, config_.hidden_dim, delta, weight, config_.rms_eps,
+                                run_.rows, config_.hidden_dim, normed.out(), run_.stream));
     delta = layer_out_;
   };
   for (size_t i = 0; i < layers_.size() && run_.status.ok(); ++i) {
@@ -414,7 +439,8 @@ void CudaStage::RunLayers() {
       DeviceDense(&run_, layers_[i].dense, normed, layer_out_);
     }
   }
-  LAUNCH(&run_, cuda::AddScaled(hidden_, layer_out_, nullptr, run_.rows, config_.hidden_dim, run_.stream));
+  LAUNCH(&run_,
+         cuda::AddScaled(hidden_, layer_out_, nullptr, run_.rows, config_.hidden_dim, run_.stream));
 }
 
 absl::Status CudaStage::RunHead(const Ubatch& ubatch) {
@@ -422,7 +448,8 @@ absl::Status CudaStage::RunHead(const Ubatch& ubatch) {
   int row = 0;
   for (const UbatchSequence& sequence : ubatch.sequences) {
     for (int i = 0; i < sequence.rows; ++i, ++row) {
-      if (sequence.logits_all || (sequence.logits_last && i + 1 == sequence.rows)) wanted.push_back(row);
+      if (sequence.logits_all || (sequence.logits_last && i + 1 == sequence.rows))
+        wanted.push_back(row);
     }
   }
   const auto vocab = static_cast<size_t>(config_.vocab_size);
@@ -437,14 +464,16 @@ absl::Status CudaStage::RunHead(const Ubatch& ubatch) {
     for (int i = 0; i < count; ++i) {
       DeviceActivations one = normed;
       one.f32 += Product(i, normed.n);
-      if (one.q8 != nullptr) one.q8 += static_cast<size_t>(i) * cuda::Q8RowBytes(static_cast<size_t>(normed.n));
+      if (one.q8 != nullptr)
+        one.q8 += static_cast<size_t>(i) * cuda::Q8RowBytes(static_cast<size_t>(normed.n));
       float* hidden = hidden_ + Product(wanted[first + static_cast<size_t>(i)], config_.hidden_dim);
-      LAUNCH(&run_, cuda::RmsNorm(hidden, config_.hidden_dim, nullptr, output_norm_, config_.rms_eps, 1,
-                                  config_.hidden_dim, one.out(), run_.stream));
+      LAUNCH(&run_, cuda::RmsNorm(hidden, config_.hidden_dim, nullptr, output_norm_,
+                                  config_.rms_eps, 1, config_.hidden_dim, one.out(), run_.stream));
     }
     DeviceLinear(&run_, output_, normed, device_logits_);
     const size_t bytes = static_cast<size_t>(count) * vocab * sizeof(float);
-    LAUNCH(&run_, cudaMemcpyAsync(logits_host_->data(), device_logits_, bytes, cudaMemcpyDeviceToHost, run_.stream));
+    LAUNCH(&run_, cudaMemcpyAsync(logits_host_->data(), device_logits_, bytes,
+                                  cudaMemcpyDeviceToHost, run_.stream));
     LAUNCH(&run_, cudaStreamSynchronize(run_.stream));
     std::memcpy(logits_.data() + first * vocab, logits_host_->data(), bytes);
   }
@@ -455,22 +484,26 @@ absl::Status CudaStage::RunHead(const Ubatch& ubatch) {
 absl::Status CudaStage::WriteBundle(const Ubatch& ubatch, Bundle* out) {
   out->step_id = ubatch.step_id;
   const auto rows = static_cast<uint32_t>(run_.rows);
-  BundleTensor* hidden = out->Shape(0, kHidden, ElementType::kF32, rows, static_cast<uint32_t>(config_.hidden_dim));
+  BundleTensor* hidden =
+      out->Shape(0, kHidden, ElementType::kF32, rows, static_cast<uint32_t>(config_.hidden_dim));
   std::byte* pinned = staging_->data();
-  LAUNCH(&run_, cudaMemcpyAsync(pinned, hidden_, hidden->data.size(), cudaMemcpyDeviceToHost, run_.stream));
+  LAUNCH(&run_, cudaMemcpyAsync(pinned, hidden_, hidden->data.size(), cudaMemcpyDeviceToHost,
+                                run_.stream));
   const bool crosses = SelectionCrosses(spec_.last_layer);
   const size_t chosen_bytes = Product(run_.rows, config_.indexer.top_k) * sizeof(int32_t);
   const bool sparse = crosses && run_.sparse();
   std::byte* chosen_pinned = pinned + (hidden->data.size() + 63) / 64 * 64;
   if (sparse) {
-    LAUNCH(&run_, cudaMemcpyAsync(chosen_pinned, run_.selection, chosen_bytes, cudaMemcpyDeviceToHost, run_.stream));
+    LAUNCH(&run_, cudaMemcpyAsync(chosen_pinned, run_.selection, chosen_bytes,
+                                  cudaMemcpyDeviceToHost, run_.stream));
   }
   LAUNCH(&run_, cudaStreamSynchronize(run_.stream));
   RETURN_IF_ERROR(run_.status);
   std::memcpy(hidden->data.data(), pinned, hidden->data.size());
   out->tensors.resize(crosses ? 2 : 1);
   if (!crosses) return absl::OkStatus();
-  BundleTensor* chosen = out->Shape(1, kSelection, ElementType::kI32, rows, static_cast<uint32_t>(config_.indexer.top_k));
+  BundleTensor* chosen = out->Shape(1, kSelection, ElementType::kI32, rows,
+                                    static_cast<uint32_t>(config_.indexer.top_k));
   if (sparse) {
     std::memcpy(chosen->data.data(), chosen_pinned, chosen_bytes);
     return absl::OkStatus();
@@ -501,7 +534,8 @@ absl::Status CudaStage::Run(const Ubatch& ubatch, const Bundle& in, Bundle* out)
   }
   const absl::Status status = spec_.has_head ? RunHead(ubatch) : WriteBundle(ubatch, out);
   // Nothing of this ubatch may still run when the next one uses its buffers.
-  const absl::Status finished = CudaStatus(cudaStreamSynchronize(run_.stream), "the end of a ubatch");
+  const absl::Status finished =
+      CudaStatus(cudaStreamSynchronize(run_.stream), "the end of a ubatch");
   return status.ok() ? finished : status;
 }
 

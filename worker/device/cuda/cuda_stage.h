@@ -38,7 +38,8 @@ class CudaStage : public Stage {
  private:
   CudaStage(const ModelConfig& config, const StageSpec& spec, const CudaStageOptions& options);
   absl::Status Open(const ModelTensors& tensors, const WeightSource& source);
-  absl::Status Bind(const ModelTensors& tensors, const WeightSource& source, WeightUploader* uploader);
+  absl::Status Bind(const ModelTensors& tensors, const WeightSource& source,
+                    WeightUploader* uploader);
   void PlanCache();
   void PlanBuffers();
   size_t MeasureScratch();

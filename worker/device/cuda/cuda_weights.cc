@@ -33,7 +33,8 @@ class Staging {
   absl::Status Copy(void* to, const void* from, size_t bytes) {
     RETURN_IF_CUDA(cudaEventSynchronize(copied_[next_]));
     std::memcpy(buffers_[next_]->data(), from, bytes);
-    RETURN_IF_CUDA(cudaMemcpyAsync(to, buffers_[next_]->data(), bytes, cudaMemcpyHostToDevice, stream_));
+    RETURN_IF_CUDA(
+        cudaMemcpyAsync(to, buffers_[next_]->data(), bytes, cudaMemcpyHostToDevice, stream_));
     RETURN_IF_CUDA(cudaEventRecord(copied_[next_], stream_));
     next_ ^= 1;
     return absl::OkStatus();
@@ -53,7 +54,15 @@ class Staging {
 }  // namespace
 
 void WeightUploader::Add(const MatrixView& view, DeviceMatrix* target) {
-  if (!view.empty()) matrices_.push_back({view, target});
+  if (view.empty()) return;
+  target->kernels = cuda::FindWeightKernels(view.type);
+  target->rows = static_cast<int>(view.rows);
+  target->cols = static_cast<int>(view.cols);
+  if (target->kernels == nullptr && status_.ok()) {
+    status_ = absl::InvalidArgumentError(
+        absl::StrFormat("tensor type %s cannot be computed with", TypeName(view.type)));
+  }
+  matrices_.push_back({view, target});
 }
 
 void WeightUploader::Add(const std::vector<float>& values, const float** target) {
@@ -65,7 +74,8 @@ void WeightUploader::Add(const LayerWeights& w, DeviceLayer* t) {
   Add(w.mla.q_a, &t->q_a), Add(w.mla.q_b, &t->q_b), Add(w.mla.q_direct, &t->q_direct);
   Add(w.mla.kv_a, &t->kv_a), Add(w.mla.k_b, &t->k_b), Add(w.mla.v_b, &t->v_b);
   Add(w.mla.q_a_norm, &t->q_a_norm), Add(w.mla.kv_a_norm, &t->kv_a_norm);
-  Add(w.indexer.q_b, &t->index_q_b), Add(w.indexer.k, &t->index_k), Add(w.indexer.proj, &t->index_proj);
+  Add(w.indexer.q_b, &t->index_q_b), Add(w.indexer.k, &t->index_k),
+      Add(w.indexer.proj, &t->index_proj);
   Add(w.indexer.k_norm, &t->index_k_norm), Add(w.indexer.k_norm_bias, &t->index_k_norm_bias);
   Add(w.gqa.q, &t->q), Add(w.gqa.k, &t->k), Add(w.gqa.v, &t->v);
   Add(w.gqa.q_bias, &t->q_bias), Add(w.gqa.k_bias, &t->k_bias), Add(w.gqa.v_bias, &t->v_bias);
@@ -75,7 +85,8 @@ void WeightUploader::Add(const LayerWeights& w, DeviceLayer* t) {
   Add(w.delta_net.out, &t->delta_out), Add(w.delta_net.conv, &t->delta_conv);
   Add(w.delta_net.dt_bias, &t->delta_dt_bias), Add(w.delta_net.a, &t->delta_a);
   Add(w.delta_net.norm, &t->delta_norm), Add(w.attn_output, &t->attn_output);
-  Add(w.dense.gate, &t->dense.gate), Add(w.dense.up, &t->dense.up), Add(w.dense.down, &t->dense.down);
+  Add(w.dense.gate, &t->dense.gate), Add(w.dense.up, &t->dense.up),
+      Add(w.dense.down, &t->dense.down);
   Add(w.moe.router, &t->router), Add(w.moe.router_bias, &t->router_bias);
   Add(w.moe.shared.gate, &t->shared.gate), Add(w.moe.shared.up, &t->shared.up);
   Add(w.moe.shared.down, &t->shared.down);
@@ -97,7 +108,8 @@ void WeightUploader::Add(const ExpertWeights& w, DeviceExperts* t) {
 void WeightUploader::MergeRanges() {
   ranges_.clear();
   for (const Matrix& m : matrices_) ranges_.push_back({m.view.data, m.view.data + m.view.bytes()});
-  std::sort(ranges_.begin(), ranges_.end(), [](const Range& a, const Range& b) { return a.begin < b.begin; });
+  std::sort(ranges_.begin(), ranges_.end(),
+            [](const Range& a, const Range& b) { return a.begin < b.begin; });
   size_t kept = 0;
   for (const Range& range : ranges_) {
     if (kept > 0 && range.begin < ranges_[kept - 1].end) {
@@ -112,21 +124,13 @@ void WeightUploader::MergeRanges() {
 size_t WeightUploader::bytes() {
   MergeRanges();
   DevicePlan plan;
-  for (Range& range : ranges_) plan.Add(&range.device, static_cast<size_t>(range.end - range.begin));
+  for (Range& range : ranges_)
+    plan.Add(&range.device, static_cast<size_t>(range.end - range.begin));
   for (Vector& v : vectors_) plan.Add(v.target, v.values.size());
   return plan.bytes();
 }
 
 absl::Status WeightUploader::Upload(DevicePlan* memory, const LoadProgress& progress) {
-  for (const Matrix& m : matrices_) {
-    m.target->kernels = cuda::FindWeightKernels(m.view.type);
-    if (m.target->kernels == nullptr) {
-      return absl::InvalidArgumentError(
-          absl::StrFormat("tensor type %s cannot be computed with", TypeName(m.view.type)));
-    }
-    m.target->rows = static_cast<int>(m.view.rows);
-    m.target->cols = static_cast<int>(m.view.cols);
-  }
   MergeRanges();
   uint64_t total = 0, done = 0;
   for (Range& range : ranges_) {
@@ -148,12 +152,14 @@ absl::Status WeightUploader::Upload(DevicePlan* memory, const LoadProgress& prog
     }
   }
   for (const Vector& v : vectors_) {
-    RETURN_IF_ERROR(staging.Copy(const_cast<float*>(*v.target), v.values.data(), v.values.size() * sizeof(float)));
+    RETURN_IF_ERROR(staging.Copy(const_cast<float*>(*v.target), v.values.data(),
+                                 v.values.size() * sizeof(float)));
   }
   RETURN_IF_ERROR(staging.Finish());
   for (const Matrix& m : matrices_) {
-    const auto after = std::upper_bound(ranges_.begin(), ranges_.end(), m.view.data,
-                                        [](const std::byte* p, const Range& range) { return p < range.begin; });
+    const auto after =
+        std::upper_bound(ranges_.begin(), ranges_.end(), m.view.data,
+                         [](const std::byte* p, const Range& range) { return p < range.begin; });
     const Range& range = *(after - 1);
     m.target->data = range.device + (m.view.data - range.begin);
   }

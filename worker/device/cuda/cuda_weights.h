@@ -69,8 +69,8 @@ struct DeviceLayer {
 // Collects what a stage needs, then uploads it through page-locked memory.
 class WeightUploader {
  public:
-  // The targets must stay where they are until Upload. Tensors that overlap in the source (parts
-  // of a fused one) are stored once.
+  // Sets type and shape of the target at once and its address in Upload; the target must stay where
+  // it is until then. Tensors that overlap in the source (parts of a fused one) are stored once.
   void Add(const MatrixView& view, DeviceMatrix* target);
   void Add(const std::vector<float>& values, const float** target);
   void Add(const LayerWeights& weights, DeviceLayer* target);
@@ -78,7 +78,9 @@ class WeightUploader {
 
   // Device bytes that Upload takes. Known before anything is allocated.
   size_t bytes();
-  // Errors: INVALID_ARGUMENT for a type without kernels, RESOURCE_EXHAUSTED, INTERNAL.
+  // INVALID_ARGUMENT if a type has no kernels.
+  const absl::Status& status() const { return status_; }
+  // Errors: RESOURCE_EXHAUSTED, INTERNAL.
   absl::Status Upload(DevicePlan* memory, const LoadProgress& progress);
 
  private:
@@ -97,6 +99,7 @@ class WeightUploader {
   };
   void MergeRanges();
 
+  absl::Status status_;
   std::vector<Matrix> matrices_;
   std::vector<Vector> vectors_;
   std::vector<Range> ranges_;

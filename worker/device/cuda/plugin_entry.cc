@@ -5,8 +5,10 @@
 namespace packtrain {
 namespace {
 
-absl::StatusOr<std::unique_ptr<Stage>> CreateStage(const ModelConfig& config, const ModelTensors& tensors,
-                                                   const WeightSource& source, const StageSpec& spec,
+absl::StatusOr<std::unique_ptr<Stage>> CreateStage(const ModelConfig& config,
+                                                   const ModelTensors& tensors,
+                                                   const WeightSource& source,
+                                                   const StageSpec& spec,
                                                    const CudaStageOptions& options) {
   auto stage = CudaStage::Create(config, tensors, source, spec, options);
   if (!stage.ok()) return stage.status();
@@ -16,7 +18,8 @@ absl::StatusOr<std::unique_ptr<Stage>> CreateStage(const ModelConfig& config, co
 }  // namespace
 }  // namespace packtrain
 
-extern "C" __attribute__((visibility("default"))) const packtrain::CudaPlugin* packtrain_cuda_plugin() {
+extern "C" __attribute__((visibility("default"))) const packtrain::CudaPlugin*
+packtrain_cuda_plugin() {
   static const packtrain::CudaPlugin plugin = {.create_stage = &packtrain::CreateStage};
   return &plugin;
 }

@@ -195,7 +195,8 @@ int Rope(float* x, int rows, int heads, int row_stride, int head_stride, RopeKin
 
 int GatedRmsNorm(const float* x, const float* z, const float* weight, float eps, int rows,
                  int heads, int dim, ActivationOut out, Stream stream) {
-  if (dim > 1024 || (out.q8 != nullptr && dim % 32 != 0)) return static_cast<int>(cudaErrorInvalidValue);
+  if (dim > 1024 || (out.q8 != nullptr && dim % 32 != 0))
+    return static_cast<int>(cudaErrorInvalidValue);
   if (rows == 0) return 0;
   GatedRmsNormKernel<<<rows * heads, dim, 0, stream>>>(x, z, weight, eps, heads, out);
   return LastLaunch();

@@ -116,7 +116,9 @@ size_t AttentionWorkspaceBytes(int rows, int heads, int v_dim, int max_splits) {
 
 int Attention(const AttentionArgs& args, Stream stream) {
   if (args.kv_heads < 1 || args.heads % args.kv_heads != 0 || args.v_dim > kThreads * kMaxValues ||
-      ((args.type == KvType::kQ8_0 || args.type == KvType::kQ4_1) && (args.k_dim % 32 != 0 || args.v_dim % 32 != 0)) || args.max_splits < 1 ||
+      ((args.type == KvType::kQ8_0 || args.type == KvType::kQ4_1) &&
+       (args.k_dim % 32 != 0 || args.v_dim % 32 != 0)) ||
+      args.max_splits < 1 ||
       (args.v_cache == nullptr && (args.kv_heads != 1 || args.v_dim > args.k_dim))) {
     return static_cast<int>(cudaErrorInvalidValue);
   }

@@ -263,7 +263,8 @@ __global__ void __launch_bounds__(kMatVecWarps * 32)
       w[r] = static_cast<const uint8_t*>(args.parts[part].w) +
              expert * args.parts[part].expert_stride + static_cast<size_t>(row) * launch.row_bytes +
              g / kSubs * T::kBytes;
-      y_stride[r] = args.parts[part].y_stride != 0 ? args.parts[part].y_stride : args.parts[part].rows;
+      y_stride[r] =
+          args.parts[part].y_stride != 0 ? args.parts[part].y_stride : args.parts[part].rows;
       y[r] = valid ? args.parts[part].y + y_row * y_stride[r] + row : nullptr;
     }
 #pragma unroll kTokens == 1 ? 2 : 1
