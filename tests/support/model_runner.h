@@ -69,6 +69,9 @@ class ModelRunner {
   // Hidden states of the last step behind the output norm, [rows, hidden_dim].
   std::span<const float> final_hidden() const { return stages_.back()->final_hidden(); }
 
+  // Of the last stage.
+  OpTimes& op_times() { return stages_.back()->op_times(); }
+
   // One ubatch as it is; CHECKs that it is accepted.
   void Run(const Ubatch& ubatch);
   std::span<const int32_t> pages(int slot) const { return pages_[static_cast<size_t>(slot)]; }

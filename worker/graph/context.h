@@ -10,6 +10,7 @@
 #include "common/model/config.h"
 #include "worker/engine/experts.h"
 #include "worker/engine/stage.h"
+#include "worker/graph/op_times.h"
 #include "worker/kv_cache/kv_cache.h"
 #include "worker/ops/attention.h"
 #include "worker/ops/experts.h"
@@ -66,6 +67,7 @@ struct RunContext {
   std::vector<const UbatchSequence*> sequence_of;
   size_t rows() const { return positions.size(); }
   Selection selection;
+  OpTimes times;
 
   // Sets the batch and its rotation angles.
   void SetBatch(const Ubatch& ubatch);

@@ -48,6 +48,7 @@ void RunDeltaNet(RunContext* run, int layer, const LayerWeights& weights, const 
   Linear(run->op, w.beta, &run->x, beta);
   Linear(run->op, w.alpha, &run->x, alpha);
 
+  run->times.Begin(OpKind::kDeltaNet);
   const std::vector<size_t> first_rows = FirstRows(*run);
   float* qkv = run->absorbed.Get(rows * channels);
   const size_t chunks = (channels + kConvChannels - 1) / kConvChannels;
@@ -91,6 +92,7 @@ void RunDeltaNet(RunContext* run, int layer, const LayerWeights& weights, const 
           for (size_t j = 0; j < dim; ++j) o[j] *= Silu(z[i * dim + j]);
         }
       });
+  run->times.Begin(OpKind::kProjection);
   run->y.Reset(out, rows, inner);
   Linear(run->op, w.out, &run->y, y);
 }

@@ -61,13 +61,16 @@ void RunFfn(RunContext* run, const FfnWeights& weights, Activations* x, float* y
 absl::Status RunMoe(RunContext* run, int layer, const MoeWeights& weights, const float* x,
                     float* y) {
   const auto dim = static_cast<size_t>(run->config.hidden_dim);
+  run->times.Begin(OpKind::kRouter);
   run->x.Reset(x, run->rows(), dim);
   const ExpertsRequest request = RouteRows(run, layer, weights, x);
   const bool local = run->local_experts != nullptr && run->local_experts->Holds(layer);
   if (!local) RETURN_IF_ERROR(run->remote_experts->Post(request));
   const bool has_shared = !weights.shared.gate.empty();
   float* shared = run->shared.Get(run->rows() * dim);
+  run->times.Begin(OpKind::kFfn);
   if (has_shared) RunShared(run, weights, x, shared);
+  run->times.Begin(OpKind::kExperts);
   RETURN_IF_ERROR(local ? run->local_experts->Compute(request, y) : run->remote_experts->Await(y));
   if (has_shared) {
     run->ForRows([&](size_t row, int) { Add(y + row * dim, shared + row * dim, dim); });

@@ -84,6 +84,7 @@ void RunGqa(RunContext* run, int layer, const LayerWeights& weights, const float
   CacheKeysAndValues(run, layer, weights.gqa);
 
   float* attended = run->attended.Get(run->rows() * heads * value_dim);
+  run->times.Begin(OpKind::kAttention);
   const LayerCache& cache = run->cache->layer(layer);
   run->op.pool->ParallelFor(static_cast<int>(run->rows() * kv_heads), [&](int task, int thread) {
     const size_t row = static_cast<size_t>(task) / kv_heads;
@@ -106,6 +107,7 @@ void RunGqa(RunContext* run, int layer, const LayerWeights& weights, const float
       attended[i] *= Sigmoid(gates[i]);
     }
   });
+  run->times.Begin(OpKind::kProjection);
   run->y.Reset(attended, run->rows(), heads * value_dim);
   Linear(run->op, weights.attn_output, &run->y, y);
 }

@@ -87,13 +87,16 @@ void RunMla(RunContext* run, int layer, const LayerWeights& weights, const float
   const float* q = ProjectQueries(run, mla);
   CacheLatents(run, layer, mla);
   if (config.layers[static_cast<size_t>(layer)].indexer == IndexerKind::kFull) {
+    run->times.Begin(OpKind::kIndexer);
     RunIndexer(run, layer, weights.indexer, &run->x, &run->y);
+    run->times.Begin(OpKind::kProjection);
   }
   const bool sparse = config.layers[static_cast<size_t>(layer)].indexer != IndexerKind::kNone;
   const float* absorbed = AbsorbQueries(run, mla, q);
 
   float* attended = run->attended.Get(run->rows() * heads * rank);
   const PagedRows& latents = run->cache->layer(layer).latent;
+  run->times.Begin(OpKind::kAttention);
   // Heads share the cached rows, so a task takes several; a single row still feeds all threads.
   const auto threads = static_cast<size_t>(run->op.pool->num_threads());
   const size_t group =
@@ -118,6 +121,7 @@ void RunMla(RunContext* run, int layer, const LayerWeights& weights, const float
     run->attention[static_cast<size_t>(thread)].Run(query);
   });
 
+  run->times.Begin(OpKind::kProjection);
   float* values = run->values.Get(run->rows() * heads * value_dim);
   run->y.Reset(attended, run->rows() * heads, rank);
   LinearPerHead(run->op, mla.v_b, heads, &run->y, values, value_dim);
