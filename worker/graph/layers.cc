@@ -12,12 +12,13 @@ absl::Status DecoderLayer::Run(RunContext* run, float* hidden) {
   float* normed = run->normed.Get(run->rows() * dim);
   float* out = run->layer_out.Get(run->rows() * dim);
   const auto norm = [&](const std::vector<float>& weight) {
-    run->ForRows([&](size_t row, int) {
-      RmsNorm(hidden + row * dim, weight.data(), config.rms_eps, dim, normed + row * dim);
+    run->ForRows(dim, [&](size_t row, int) {
+      run->op.vector().rms_norm(hidden + row * dim, weight.data(), config.rms_eps, dim,
+                                normed + row * dim);
     });
   };
   const auto add = [&] {
-    run->ForRows([&](size_t row, int) { Add(hidden + row * dim, out + row * dim, dim); });
+    run->ForRows(dim, [&](size_t row, int) { Add(hidden + row * dim, out + row * dim, dim); });
   };
 
   run->times.Begin(OpKind::kNorm);
