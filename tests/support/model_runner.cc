@@ -1,6 +1,7 @@
 #include "tests/support/model_runner.h"
 
 #include <algorithm>
+#include <cstdlib>
 
 #include "common/base/check.h"
 #include "common/quant/codec.h"
@@ -30,6 +31,11 @@ std::string Dequantise(const GgufFile& file) {
 }
 
 }  // namespace
+
+std::string TestIsa() {
+  const char* isa = std::getenv("PACKTRAIN_ISA");
+  return isa == nullptr || *isa == '\0' ? "scalar" : isa;
+}
 
 TestModel::TestModel(const std::string& path, TestWeights how)
     : file(OrDie(GgufFile::Open(path))), config(OrDie(ReadModelConfig(*file))) {

@@ -35,6 +35,9 @@ struct TestModel {
   std::unique_ptr<GgufFile> dequantised_;
 };
 
+// PACKTRAIN_ISA, else the scalar reference.
+std::string TestIsa();
+
 struct ModelRunnerOptions {
   int threads = 1;
   std::vector<int> cuts = {};  // layers at which a new stage begins
@@ -43,7 +46,7 @@ struct ModelRunnerOptions {
   int num_slots = 1;
   int num_snapshots = 0;
   bool remote_experts = false;  // all routed experts behind an ExpertsClient
-  std::string isa = "scalar";
+  std::string isa = TestIsa();
 };
 
 // Rows of one slot in a step.
@@ -68,6 +71,9 @@ class ModelRunner {
 
   // Hidden states of the last step behind the output norm, [rows, hidden_dim].
   std::span<const float> final_hidden() const { return stages_.back()->final_hidden(); }
+
+  // Of the last stage.
+  OpTimes& op_times() { return stages_.back()->op_times(); }
 
   // One ubatch as it is; CHECKs that it is accepted.
   void Run(const Ubatch& ubatch);

@@ -10,6 +10,7 @@
 #include "common/model/config.h"
 #include "worker/engine/experts.h"
 #include "worker/engine/stage.h"
+#include "worker/graph/op_times.h"
 #include "worker/kv_cache/kv_cache.h"
 #include "worker/ops/attention.h"
 #include "worker/ops/experts.h"
@@ -43,12 +44,16 @@ struct Selection {
   }
 };
 
+// Rows of one sequence that are computed together.
+struct RowBlock {
+  size_t first = 0, rows = 0;
+};
+
 struct RunContext {
   RunContext(const ModelConfig& model, const OpContext& ops)
       : config(model), op(ops), rope(model.rope) {
     attention.resize(static_cast<size_t>(ops.pool->num_threads()));
     thread_buffers.resize(static_cast<size_t>(ops.pool->num_threads()));
-    orders.resize(static_cast<size_t>(ops.pool->num_threads()));
     selection.top_k = model.indexer.top_k;
   }
 
@@ -66,6 +71,7 @@ struct RunContext {
   std::vector<const UbatchSequence*> sequence_of;
   size_t rows() const { return positions.size(); }
   Selection selection;
+  OpTimes times;
 
   // Sets the batch and its rotation angles.
   void SetBatch(const Ubatch& ubatch);
@@ -74,20 +80,30 @@ struct RunContext {
     return {sequence_of[row]->pages[static_cast<size_t>(position / kPagePositions)],
             position % kPagePositions};
   }
-  // Calls task(row, thread) for every row.
-  void ForRows(absl::FunctionRef<void(size_t, int)> task) const {
-    op.pool->ParallelFor(static_cast<int>(rows()),
-                         [&](int row, int thread) { task(static_cast<size_t>(row), thread); });
+  // Calls task(row, thread) for every row, each a pass over `row_values` values.
+  void ForRows(size_t row_values, absl::FunctionRef<void(size_t, int)> task) const {
+    op.ParallelFor(rows(), rows() * row_values * kValueWork,
+                   [&](int row, int thread) { task(static_cast<size_t>(row), thread); });
   }
+  // Cuts the batch into runs of at most `max_rows` rows of one sequence; with `sparse`, rows that
+  // attend to a selection stand alone.
+  const std::vector<RowBlock>& CutRows(size_t max_rows, bool sparse);
 
   std::vector<Attention> attention;  // per thread
   std::vector<Buffer> thread_buffers;
-  std::vector<std::vector<int32_t>> orders;  // per thread
   std::vector<size_t> sparse_rows;
+  std::vector<RowBlock> row_blocks;
   Activations x, y;
   Buffer normed, layer_out, shared, router_logits, expert_weights;
   std::vector<int32_t> expert_ids;
   Buffer q_lora, q, kv, absorbed, attended, values, gate, extra, scores;
 };
+
+// Queries of one KV head that are computed together: enough that converting the keys is a small
+// part of it.
+inline constexpr size_t kQueriesTogether = 32;
+
+// The work of all rows' attention, where a position costs `position_work` multiply-adds.
+size_t AttentionWork(const RunContext& run, size_t position_work);
 
 }  // namespace packtrain

@@ -150,6 +150,7 @@ void CpuStage::WriteBundle(const Ubatch& ubatch, const float* hidden, Bundle* ou
 
 absl::Status CpuStage::Run(const Ubatch& ubatch, const Bundle& in, Bundle* out) {
   RETURN_IF_ERROR(Check(ubatch, in));
+  run_.times.Begin(OpKind::kEmbed);
   PrepareState(ubatch);
   run_.SetBatch(ubatch);
   float* hidden = hidden_.Get(run_.rows() * static_cast<size_t>(config_.hidden_dim));
@@ -164,11 +165,13 @@ absl::Status CpuStage::Run(const Ubatch& ubatch, const Bundle& in, Bundle* out) 
       if (sequence.save_snapshot >= 0) state_.Save(sequence.slot, sequence.save_snapshot);
     }
   }
+  run_.times.Begin(OpKind::kHead);
   if (spec_.has_head) {
     head_.Run(&run_, hidden);
   } else {
     WriteBundle(ubatch, hidden, out);
   }
+  run_.times.Begin(OpKind::kIdle);
   return absl::OkStatus();
 }
 

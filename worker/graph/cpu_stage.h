@@ -40,6 +40,9 @@ class CpuStage : public Stage {
   // behind the output norm: what an MTP block continues from. Valid until the next Run.
   std::span<const float> final_hidden() const { return head_.final_hidden(); }
 
+  // Where the time of all steps went.
+  OpTimes& op_times() { return run_.times; }
+
  private:
   CpuStage(const ModelConfig& config, const StageSpec& spec, const CpuStageOptions& options);
   absl::Status Bind(const ModelTensors& tensors, const WeightSource& source);

@@ -17,7 +17,7 @@ ExpertsRequest RouteRows(RunContext* run, int layer, const MoeWeights& weights, 
   float* picked = run->expert_weights.Get(run->rows() * top_k);
   run->expert_ids.resize(run->rows() * top_k);
   Linear(run->op, weights.router, &run->x, logits);
-  run->ForRows([&](size_t row, int thread) {
+  run->ForRows(experts * top_k, [&](size_t row, int thread) {
     float* scratch = run->thread_buffers[static_cast<size_t>(thread)].Get(
         experts + static_cast<size_t>(moe.num_groups));
     Route(moe, logits + row * experts,
@@ -38,7 +38,7 @@ void RunShared(RunContext* run, const MoeWeights& weights, const float* x, float
   const auto dim = static_cast<size_t>(run->config.hidden_dim);
   RunFfn(run, weights.shared, &run->x, y);
   if (weights.shared_router.empty()) return;
-  run->ForRows([&](size_t row, int) {
+  run->ForRows(dim, [&](size_t row, int) {
     Scale(y + row * dim, Sigmoid(Dot(weights.shared_router.data(), x + row * dim, dim)), dim);
   });
 }
@@ -49,10 +49,9 @@ void RunFfn(RunContext* run, const FfnWeights& weights, Activations* x, float* y
   const size_t inner = weights.gate.rows;
   float* gate = run->gate.Get(run->rows() * inner);
   float* up = run->extra.Get(run->rows() * inner);
-  Linear(run->op, weights.gate, x, gate);
-  Linear(run->op, weights.up, x, up);
-  run->ForRows([&](size_t row, int) {
-    SwiGlu(gate + row * inner, up + row * inner, gate + row * inner, inner);
+  LinearMany(run->op, {{weights.gate, gate}, {weights.up, up}}, x);
+  run->ForRows(4 * inner, [&](size_t row, int) {
+    run->op.vector().swiglu(gate + row * inner, up + row * inner, inner, gate + row * inner);
   });
   run->y.Reset(gate, run->rows(), inner);
   Linear(run->op, weights.down, &run->y, y);
@@ -61,16 +60,19 @@ void RunFfn(RunContext* run, const FfnWeights& weights, Activations* x, float* y
 absl::Status RunMoe(RunContext* run, int layer, const MoeWeights& weights, const float* x,
                     float* y) {
   const auto dim = static_cast<size_t>(run->config.hidden_dim);
+  run->times.Begin(OpKind::kRouter);
   run->x.Reset(x, run->rows(), dim);
   const ExpertsRequest request = RouteRows(run, layer, weights, x);
   const bool local = run->local_experts != nullptr && run->local_experts->Holds(layer);
   if (!local) RETURN_IF_ERROR(run->remote_experts->Post(request));
   const bool has_shared = !weights.shared.gate.empty();
   float* shared = run->shared.Get(run->rows() * dim);
+  run->times.Begin(OpKind::kFfn);
   if (has_shared) RunShared(run, weights, x, shared);
+  run->times.Begin(OpKind::kExperts);
   RETURN_IF_ERROR(local ? run->local_experts->Compute(request, y) : run->remote_experts->Await(y));
   if (has_shared) {
-    run->ForRows([&](size_t row, int) { Add(y + row * dim, shared + row * dim, dim); });
+    run->ForRows(dim, [&](size_t row, int) { Add(y + row * dim, shared + row * dim, dim); });
   }
   return absl::OkStatus();
 }

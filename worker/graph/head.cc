@@ -1,26 +1,23 @@
 #include "worker/graph/head.h"
 
-#include "common/quant/codec.h"
-#include "worker/ops/vector_math.h"
-
 namespace packtrain {
 
 void Embed(const RunContext& run, const MatrixView& embedding, float* hidden) {
   const size_t dim = embedding.cols;
-  run.ForRows([&](size_t row, int) {
+  run.ForRows(dim, [&](size_t row, int) {
     const UbatchSequence& sequence = *run.sequence_of[row];
     const auto i = static_cast<size_t>(run.positions[row] - sequence.start);
     const auto token = static_cast<size_t>(sequence.tokens[i]);
-    Decode(embedding.type, embedding.Rows(token, 1).data, dim, hidden + row * dim);
+    run.op.vector().decode(embedding.type, embedding.Rows(token, 1).data, dim, hidden + row * dim);
   });
 }
 
 void Head::Run(RunContext* run, const float* hidden) {
   const size_t dim = norm_.size();
   final_hidden_.resize(run->rows() * dim);
-  run->ForRows([&](size_t row, int) {
-    RmsNorm(hidden + row * dim, norm_.data(), run->config.rms_eps, dim,
-            final_hidden_.data() + row * dim);
+  run->ForRows(dim, [&](size_t row, int) {
+    run->op.vector().rms_norm(hidden + row * dim, norm_.data(), run->config.rms_eps, dim,
+                              final_hidden_.data() + row * dim);
   });
   logit_rows_.clear();
   size_t asked = 0;

@@ -22,7 +22,7 @@ void CacheKeys(RunContext* run, int layer, const IndexerWeights& weights, Activa
   float* keys = run->extra.Get(run->rows() * dim);
   Linear(run->op, weights.k, x, keys);
   PagedRows& cache = run->cache->layer(layer).index_keys;
-  run->ForRows([&](size_t row, int) {
+  run->ForRows(dim, [&](size_t row, int) {
     float* key = keys + row * dim;
     LayerNorm(key, weights.k_norm.data(), weights.k_norm_bias.data(), kLayerNormEps, dim, key);
     run->rope.Apply(indexer.rope, row, key);
@@ -45,7 +45,7 @@ IndexQueries ProjectQueries(RunContext* run, const IndexerWeights& weights, Acti
   float* head_weights = run->extra.Get(run->rows() * heads);
   Linear(run->op, weights.q_b, q_lora, q);
   Linear(run->op, weights.proj, x, head_weights);
-  run->ForRows([&](size_t row, int) {
+  run->ForRows(heads * dim, [&](size_t row, int) {
     for (size_t h = 0; h < heads; ++h) {
       run->rope.Apply(indexer.rope, row, q + (row * heads + h) * dim);
     }
@@ -70,19 +70,22 @@ void SelectRows(RunContext* run, int layer, const IndexQueries& queries,
     const int visible = run->positions[row] + 1;
     const int first = static_cast<int>(page) * kPagePositions;
     if (first >= visible) return;
-    float* scratch = run->thread_buffers[static_cast<size_t>(thread)].Get(kPagePositions * dim);
-    IndexScores(keys, run->sequence_of[row]->pages[page], std::min(kPagePositions, visible - first),
-                queries.q + row * heads * dim, queries.weights + row * heads,
-                static_cast<int>(heads), scale, scratch, scores + i * row_scores + first);
+    float* scratch =
+        run->thread_buffers[static_cast<size_t>(thread)].Get(kPagePositions * (dim + heads));
+    IndexScores(run->op.vector(), keys, run->sequence_of[row]->pages[page],
+                std::min(kPagePositions, visible - first), queries.q + row * heads * dim,
+                queries.weights + row * heads, static_cast<int>(heads), scale, scratch,
+                scores + i * row_scores + first);
   });
   Selection& selection = run->selection;
   const auto top_k = static_cast<size_t>(selection.top_k);
   run->op.pool->ParallelFor(static_cast<int>(rows.size()), [&](int task, int thread) {
     const auto i = static_cast<size_t>(task);
     const size_t row = rows[i];
-    selection.counts[row] = SelectTop(
-        {scores + i * row_scores, static_cast<size_t>(run->positions[row]) + 1}, selection.top_k,
-        &run->orders[static_cast<size_t>(thread)], selection.positions.data() + row * top_k);
+    selection.counts[row] =
+        SelectTop({scores + i * row_scores, static_cast<size_t>(run->positions[row]) + 1},
+                  selection.top_k, run->thread_buffers[static_cast<size_t>(thread)].Get(row_scores),
+                  selection.positions.data() + row * top_k);
   });
 }
 

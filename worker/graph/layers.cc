@@ -12,15 +12,18 @@ absl::Status DecoderLayer::Run(RunContext* run, float* hidden) {
   float* normed = run->normed.Get(run->rows() * dim);
   float* out = run->layer_out.Get(run->rows() * dim);
   const auto norm = [&](const std::vector<float>& weight) {
-    run->ForRows([&](size_t row, int) {
-      RmsNorm(hidden + row * dim, weight.data(), config.rms_eps, dim, normed + row * dim);
+    run->ForRows(dim, [&](size_t row, int) {
+      run->op.vector().rms_norm(hidden + row * dim, weight.data(), config.rms_eps, dim,
+                                normed + row * dim);
     });
   };
   const auto add = [&] {
-    run->ForRows([&](size_t row, int) { Add(hidden + row * dim, out + row * dim, dim); });
+    run->ForRows(dim, [&](size_t row, int) { Add(hidden + row * dim, out + row * dim, dim); });
   };
 
+  run->times.Begin(OpKind::kNorm);
   norm(weights_.attn_norm);
+  run->times.Begin(OpKind::kProjection);
   switch (kinds.attention) {
     case AttentionKind::kMla:
       RunMla(run, layer_, weights_, normed, out);
@@ -32,15 +35,18 @@ absl::Status DecoderLayer::Run(RunContext* run, float* hidden) {
       RunDeltaNet(run, layer_, weights_, normed, out);
       break;
   }
+  run->times.Begin(OpKind::kNorm);
   add();
 
   norm(weights_.ffn_norm);
   if (kinds.ffn == FfnKind::kMoe) {
     RETURN_IF_ERROR(RunMoe(run, layer_, weights_.moe, normed, out));
   } else {
+    run->times.Begin(OpKind::kFfn);
     run->x.Reset(normed, run->rows(), dim);
     RunFfn(run, weights_.dense, &run->x, out);
   }
+  run->times.Begin(OpKind::kNorm);
   add();
   return absl::OkStatus();
 }

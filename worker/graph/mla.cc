@@ -5,7 +5,6 @@
 #include <cstring>
 
 #include "worker/graph/layers.h"
-#include "worker/ops/vector_math.h"
 
 namespace packtrain {
 namespace {
@@ -23,14 +22,14 @@ float* ProjectQueries(RunContext* run, const MlaWeights& weights) {
     const size_t rank = weights.q_a.rows;
     float* q_lora = run->q_lora.Get(run->rows() * rank);
     Linear(run->op, weights.q_a, &run->x, q_lora);
-    run->ForRows([&](size_t row, int) {
-      RmsNorm(q_lora + row * rank, weights.q_a_norm.data(), config.rms_eps, rank,
-              q_lora + row * rank);
+    run->ForRows(rank, [&](size_t row, int) {
+      run->op.vector().rms_norm(q_lora + row * rank, weights.q_a_norm.data(), config.rms_eps, rank,
+                                q_lora + row * rank);
     });
     run->y.Reset(q_lora, run->rows(), rank);
     Linear(run->op, weights.q_b, &run->y, q);
   }
-  run->ForRows([&](size_t row, int) {
+  run->ForRows(heads * static_cast<size_t>(config.rope.dims), [&](size_t row, int) {
     for (size_t head = 0; head < heads; ++head) {
       run->rope.Apply(config.rope.kind, row, q + (row * heads + head) * head_dim + nope);
     }
@@ -46,9 +45,9 @@ void CacheLatents(RunContext* run, int layer, const MlaWeights& weights) {
   float* kv = run->kv.Get(run->rows() * dim);
   Linear(run->op, weights.kv_a, &run->x, kv);
   PagedRows& cache = run->cache->layer(layer).latent;
-  run->ForRows([&](size_t row, int) {
+  run->ForRows(dim, [&](size_t row, int) {
     float* latent = kv + row * dim;
-    RmsNorm(latent, weights.kv_a_norm.data(), config.rms_eps, rank, latent);
+    run->op.vector().rms_norm(latent, weights.kv_a_norm.data(), config.rms_eps, rank, latent);
     run->rope.Apply(config.rope.kind, row, latent + rank);
     const auto [page, offset] = run->PageOf(row);
     cache.Write(page, offset, 0, latent);
@@ -87,37 +86,48 @@ void RunMla(RunContext* run, int layer, const LayerWeights& weights, const float
   const float* q = ProjectQueries(run, mla);
   CacheLatents(run, layer, mla);
   if (config.layers[static_cast<size_t>(layer)].indexer == IndexerKind::kFull) {
+    run->times.Begin(OpKind::kIndexer);
     RunIndexer(run, layer, weights.indexer, &run->x, &run->y);
+    run->times.Begin(OpKind::kProjection);
   }
   const bool sparse = config.layers[static_cast<size_t>(layer)].indexer != IndexerKind::kNone;
   const float* absorbed = AbsorbQueries(run, mla, q);
 
   float* attended = run->attended.Get(run->rows() * heads * rank);
   const PagedRows& latents = run->cache->layer(layer).latent;
-  // Heads share the cached rows, so a task takes several; a single row still feeds all threads.
+  run->times.Begin(OpKind::kAttention);
+  // All heads share the cached rows; where that leaves threads without work they are split.
+  const std::vector<RowBlock>& blocks =
+      run->CutRows(std::max<size_t>(1, kQueriesTogether / heads), sparse);
   const auto threads = static_cast<size_t>(run->op.pool->num_threads());
-  const size_t group =
-      std::clamp<size_t>(heads * run->rows() / threads, 1, std::min<size_t>(heads, 16));
-  const size_t groups = (heads + group - 1) / group;
-  run->op.pool->ParallelFor(static_cast<int>(run->rows() * groups), [&](int task, int thread) {
-    const size_t row = static_cast<size_t>(task) / groups;
-    const size_t head = static_cast<size_t>(task) % groups * group;
+  const size_t splits = std::clamp<size_t>(2 * threads / blocks.size(), 1, heads);
+  const size_t split_heads = (heads + splits - 1) / splits;
+  const size_t work = AttentionWork(*run, heads * (row_dim + rank));
+  run->op.ParallelFor(blocks.size() * splits, work, [&](int task, int thread) {
+    const RowBlock& block = blocks[static_cast<size_t>(task) / splits];
+    const size_t first = static_cast<size_t>(task) % splits * split_heads;
+    if (first >= heads) return;
+    const size_t head = block.first * heads + first;
     Attention::Query query;
-    query.q = absorbed + (row * heads + head) * row_dim;
-    query.heads = static_cast<int>(std::min(group, heads - head));
+    query.q = absorbed + head * row_dim;
+    query.q_stride = heads * row_dim;
+    query.rows = static_cast<int>(block.rows);
+    query.heads = static_cast<int>(std::min(split_heads, heads - first));
     query.scale = config.attention_scale;
-    query.pages = run->sequence_of[row]->pages;
-    query.num_positions = run->positions[row] + 1;
+    query.pages = run->sequence_of[block.first]->pages;
+    query.num_positions = run->positions[block.first] + 1;
     if (sparse) {
-      query.selected = run->selection.Row(row);
-      query.num_selected = run->selection.counts[row];
+      query.selected = run->selection.Row(block.first);
+      query.num_selected = run->selection.counts[block.first];
     }
     query.keys = &latents;
     query.value_dim = static_cast<int>(rank);
-    query.out = attended + (row * heads + head) * rank;
-    run->attention[static_cast<size_t>(thread)].Run(query);
+    query.out = attended + head * rank;
+    query.out_stride = heads * rank;
+    run->attention[static_cast<size_t>(thread)].Run(run->op.vector(), query);
   });
 
+  run->times.Begin(OpKind::kProjection);
   float* values = run->values.Get(run->rows() * heads * value_dim);
   run->y.Reset(attended, run->rows() * heads, rank);
   LinearPerHead(run->op, mla.v_b, heads, &run->y, values, value_dim);

@@ -3,7 +3,6 @@
 #include "absl/strings/str_format.h"
 #include "common/base/status_macros.h"
 #include "worker/graph/ubatch_check.h"
-#include "worker/ops/vector_math.h"
 
 namespace packtrain {
 
@@ -68,10 +67,12 @@ absl::Status MtpBlock::Run(const Ubatch& ubatch, std::span<const float> hidden) 
   float* embedded = embedded_.Get(run_.rows() * dim);
   float* joined = joined_.Get(run_.rows() * 2 * dim);
   Embed(run_, embedding_, embedded);
-  run_.ForRows([&](size_t row, int) {
+  run_.ForRows(2 * dim, [&](size_t row, int) {
     float* out = joined + row * 2 * dim;
-    RmsNorm(embedded + row * dim, embedding_norm_.data(), config_.rms_eps, dim, out);
-    RmsNorm(hidden.data() + row * dim, hidden_norm_.data(), config_.rms_eps, dim, out + dim);
+    run_.op.vector().rms_norm(embedded + row * dim, embedding_norm_.data(), config_.rms_eps, dim,
+                              out);
+    run_.op.vector().rms_norm(hidden.data() + row * dim, hidden_norm_.data(), config_.rms_eps, dim,
+                              out + dim);
   });
   float* residual = hidden_.Get(run_.rows() * dim);
   run_.x.Reset(joined, run_.rows(), 2 * dim);

@@ -74,7 +74,8 @@ void PagedRows::Write(int32_t page, int offset, int head, const float* row) {
   Encode(type, last, kBlock, out + RowBytes(type, whole));
 }
 
-void PagedRows::Read(int32_t page, int offset, int count, int head, float* out) const {
+void PagedRows::Read(int32_t page, int offset, int count, int head, DecodeFunction decode,
+                     float* out) const {
   const std::byte* row = Row(page, offset, head);
   CHECK(offset + count <= kPagePositions);
   if (type_ == KvCacheType::kF32) {
@@ -83,14 +84,14 @@ void PagedRows::Read(int32_t page, int offset, int count, int head, float* out) 
   }
   const TensorType type = StoredType(type_);
   if (type_ == KvCacheType::kF16 || dim_ % kBlock == 0) {
-    Decode(type, row, static_cast<size_t>(count) * dim_, out);
+    decode(type, row, static_cast<size_t>(count) * dim_, out);
     return;
   }
   const size_t whole = dim_ / kBlock * kBlock;
   for (int i = 0; i < count; ++i, row += row_bytes_, out += dim_) {
     float last[kBlock];
-    Decode(type, row, whole, out);
-    Decode(type, row + RowBytes(type, whole), kBlock, last);
+    decode(type, row, whole, out);
+    decode(type, row + RowBytes(type, whole), kBlock, last);
     std::copy(last, last + (dim_ - whole), out + whole);
   }
 }

@@ -3,42 +3,26 @@
 #include <algorithm>
 #include <cmath>
 
+#include "absl/container/inlined_vector.h"
 #include "worker/ops/vector_math.h"
 
 namespace packtrain {
 
-void CausalConv(const float* u, size_t rows, size_t channels, size_t kernel, const float* taps,
-                size_t first, size_t last, float* history, float* y) {
+void CausalConv(const VectorOps& ops, const float* u, size_t rows, size_t channels, size_t kernel,
+                const float* taps, size_t first, size_t last, float* history, float* y) {
+  const size_t before = kernel - 1;
+  // Inputs in order of time: the history, then u.
+  const auto input = [&](size_t i) {
+    return (i < before ? history + i * channels : u + (i - before) * channels) + first;
+  };
+  absl::InlinedVector<const float*, 8> inputs(kernel);
   for (size_t t = 0; t < rows; ++t) {
-    const float* current = u + t * channels;
-    for (size_t c = first; c < last; ++c) {
-      float sum = 0;
-      for (size_t j = 0; j + 1 < kernel; ++j)
-        sum += taps[c * kernel + j] * history[j * channels + c];
-      sum += taps[c * kernel + kernel - 1] * current[c];
-      y[t * channels + c] = Silu(sum);
-    }
-    for (size_t j = 0; j + 2 < kernel; ++j) {
-      std::copy(history + (j + 1) * channels + first, history + (j + 1) * channels + last,
-                history + j * channels + first);
-    }
-    std::copy(current + first, current + last, history + (kernel - 2) * channels + first);
+    for (size_t j = 0; j < kernel; ++j) inputs[j] = input(t + j);
+    ops.conv_silu(inputs.data(), taps + first, kernel, channels, last - first,
+                  y + t * channels + first);
   }
-}
-
-void DeltaRule(const float* q, const float* k, const float* v, float log_decay, float beta,
-               size_t dim, float* state, float* d, float* out) {
-  const float decay = std::exp(log_decay);
-  std::fill_n(d, dim, 0.0F);
-  for (size_t i = 0; i < dim; ++i) {
-    Scale(state + i * dim, decay, dim);
-    AddScaled(d, state + i * dim, k[i], dim);
-  }
-  for (size_t j = 0; j < dim; ++j) d[j] = beta * (v[j] - d[j]);
-  std::fill_n(out, dim, 0.0F);
-  for (size_t i = 0; i < dim; ++i) {
-    AddScaled(state + i * dim, d, k[i], dim);
-    AddScaled(out, state + i * dim, q[i], dim);
+  for (size_t j = 0; j < before; ++j) {
+    std::copy_n(input(rows + j), last - first, history + j * channels + first);
   }
 }
 

@@ -10,7 +10,8 @@
 namespace packtrain {
 namespace {
 
-constexpr size_t kTaskRows = 64;  // output rows of one task
+// Bounds how much of a task's results lies about at a time.
+constexpr size_t kMaxTaskRows = 64;
 
 }  // namespace
 
@@ -79,11 +80,15 @@ void LocalExperts::ComputeInner(const ExpertWeights& weights) {
   const WeightKernel& up_kernel = KernelOf(context_, weights.up.type);
   x_.Prepare(context_, gate_kernel);
   x_.Prepare(context_, up_kernel);
-  const size_t chunks = (dim + kTaskRows - 1) / kTaskRows;
-  context_.pool->ParallelFor(static_cast<int>(groups_.size() * chunks), [&](int task, int) {
+  const size_t row_work =
+      2 * weights.gate.cols * order_.size() / std::max<size_t>(1, groups_.size());
+  const size_t task_rows = std::min(dim, context_.TaskRows(groups_.size() * dim, row_work));
+  const size_t chunks = (dim + task_rows - 1) / task_rows;
+  const size_t work = 2 * order_.size() * dim * weights.gate.cols;
+  context_.ParallelFor(groups_.size() * chunks, work, [&](int task, int) {
     const Group& group = groups_[static_cast<size_t>(task) / chunks];
-    const size_t first = static_cast<size_t>(task) % chunks * kTaskRows;
-    const size_t rows = std::min(kTaskRows, dim - first);
+    const size_t first = static_cast<size_t>(task) % chunks * task_rows;
+    const size_t rows = std::min(task_rows, dim - first);
     absl::InlinedVector<const void*, 32> gate_x, up_x;
     absl::InlinedVector<float*, 32> gate_y, up_y;
     for (auto i = static_cast<size_t>(group.first); i < static_cast<size_t>(group.last); ++i) {
@@ -97,7 +102,9 @@ void LocalExperts::ComputeInner(const ExpertWeights& weights) {
                         gate_x.size(), gate_y.data());
     up_kernel.mat_mul(weights.up.Rows(row, rows).data, rows, weights.up.cols, up_x.data(),
                       up_x.size(), up_y.data());
-    for (size_t i = 0; i < gate_y.size(); ++i) SwiGlu(gate_y[i], up_y[i], gate_y[i], rows);
+    for (size_t i = 0; i < gate_y.size(); ++i) {
+      context_.vector().swiglu(gate_y[i], up_y[i], rows, gate_y[i]);
+    }
   });
 }
 
@@ -110,24 +117,28 @@ void LocalExperts::ComputeDown(const ExpertsRequest& request, const ExpertWeight
   const auto top_k = static_cast<size_t>(request.top_k);
   const WeightKernel& kernel = KernelOf(context_, weights.down.type);
   inner_.Reset(gate_.data(), order_.size(), dim);
+  if (order_.empty()) {
+    std::fill_n(y, static_cast<size_t>(request.tokens) * hidden, 0.0F);
+    return;
+  }
   inner_.Prepare(context_, kernel);
-  const size_t chunks = (hidden + kTaskRows - 1) / kTaskRows;
-  context_.pool->ParallelFor(static_cast<int>(chunks), [&](int task, int thread) {
-    const size_t first = static_cast<size_t>(task) * kTaskRows;
-    const size_t rows = std::min(kTaskRows, hidden - first);
+  const size_t row_work = order_.size() * dim;
+  const size_t task_rows = std::min(kMaxTaskRows, context_.TaskRows(hidden, row_work));
+  const size_t chunks = (hidden + task_rows - 1) / task_rows;
+  context_.ParallelFor(chunks, hidden * row_work, [&](int task, int thread) {
+    const size_t first = static_cast<size_t>(task) * task_rows;
+    const size_t rows = std::min(task_rows, hidden - first);
     std::vector<float>& results = down_[static_cast<size_t>(thread)];
     results.resize(order_.size() * rows);
-    absl::InlinedVector<const void*, 32> x;
     absl::InlinedVector<float*, 32> out;
     for (const Group& group : groups_) {
-      x.clear();
       out.clear();
       for (auto i = static_cast<size_t>(group.first); i < static_cast<size_t>(group.last); ++i) {
-        x.push_back(inner_.Row(kernel, i));
         out.push_back(results.data() + i * rows);
       }
       const size_t row = static_cast<size_t>(group.expert) * hidden + first;
-      kernel.mat_mul(weights.down.Rows(row, rows).data, rows, dim, x.data(), x.size(), out.data());
+      kernel.mat_mul(weights.down.Rows(row, rows).data, rows, dim,
+                     inner_.Rows(kernel) + group.first, out.size(), out.data());
     }
     for (size_t t = 0; t < static_cast<size_t>(request.tokens); ++t) {
       float* sum = y + t * hidden + first;

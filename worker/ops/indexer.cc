@@ -2,41 +2,43 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <limits>
 #include <numeric>
 
-#include "worker/ops/vector_math.h"
-
 namespace packtrain {
 
-void IndexScores(const PagedRows& keys, int32_t page, int count, const float* q,
-                 const float* weights, int heads, float scale, float* scratch, float* scores) {
+void IndexScores(const VectorOps& ops, const PagedRows& keys, int32_t page, int count,
+                 const float* q, const float* weights, int heads, float scale, float* scratch,
+                 float* scores) {
   const auto dim = static_cast<size_t>(keys.dim());
-  keys.Read(page, 0, count, 0, scratch);
-  for (size_t i = 0; i < static_cast<size_t>(count); ++i) {
-    float sum = 0;
-    for (size_t h = 0; h < static_cast<size_t>(heads); ++h) {
-      sum += weights[h] * std::max(0.0F, Dot(q + h * dim, scratch + i * dim, dim));
-    }
-    // Without order a NaN would break the selection.
-    scores[i] = std::isnan(sum) ? -std::numeric_limits<float>::infinity() : scale * sum;
+  keys.Read(page, 0, count, 0, ops.decode, scratch);
+  ops.index_scores(q, weights, static_cast<size_t>(heads), scratch, static_cast<size_t>(count), dim,
+                   scale, scratch + kPagePositions * dim, scores);
+  // Without order a NaN would break the selection.
+  for (int i = 0; i < count; ++i) {
+    if (std::isnan(scores[i])) scores[i] = -std::numeric_limits<float>::infinity();
   }
 }
 
-int SelectTop(std::span<const float> scores, int top_k, std::vector<int32_t>* order,
-              int32_t* selected) {
-  const int count = std::min(top_k, static_cast<int>(scores.size()));
-  order->resize(scores.size());
-  std::iota(order->begin(), order->end(), 0);
-  const auto better = [&](int32_t a, int32_t b) {
-    const float score_a = scores[static_cast<size_t>(a)], score_b = scores[static_cast<size_t>(b)];
-    return score_a > score_b || (score_a == score_b && a < b);
-  };
-  if (count < static_cast<int>(scores.size())) {
-    std::nth_element(order->begin(), order->begin() + count, order->end(), better);
+int SelectTop(std::span<const float> scores, int top_k, float* scratch, int32_t* selected) {
+  const int size = static_cast<int>(scores.size());
+  if (size <= top_k) {
+    std::iota(selected, selected + size, 0);
+    return size;
   }
-  std::sort(order->begin(), order->begin() + count);
-  std::copy_n(order->begin(), count, selected);
+  std::copy(scores.begin(), scores.end(), scratch);
+  float* const last = scratch + top_k - 1;
+  std::nth_element(scratch, last, scratch + size, std::greater<float>());
+  const float threshold = *last;
+  // Of those that tie for the last places the first ones are taken.
+  auto ties = top_k - std::count_if(scratch, last, [=](float x) { return x > threshold; });
+  int count = 0;
+  for (int i = 0; i < size; ++i) {
+    const float score = scores[static_cast<size_t>(i)];
+    if (score < threshold || (score == threshold && ties-- <= 0)) continue;
+    selected[count++] = i;
+  }
   return count;
 }
 

@@ -5,21 +5,23 @@
 
 #include <cstdint>
 #include <span>
-#include <vector>
 
+#include "worker/kernels/cpu/kernels.h"
 #include "worker/kv_cache/paged_rows.h"
 
 namespace packtrain {
 
 // scores[i] = scale * sum over h of weights[h] * max(0, q_h . k) for the `count` positions from
 // first, which lie in one page.
-//   q [heads, keys.dim], weights [heads], scratch [64 * keys.dim]
-void IndexScores(const PagedRows& keys, int32_t page, int count, const float* q,
-                 const float* weights, int heads, float scale, float* scratch, float* scores);
+//   q [heads, keys.dim], weights [heads], scratch [64 * (keys.dim + heads)]
+//   scores: 64 floats may be written
+void IndexScores(const VectorOps& ops, const PagedRows& keys, int32_t page, int count,
+                 const float* q, const float* weights, int heads, float scale, float* scratch,
+                 float* scores);
 
 // The top_k positions of largest score, ties to the lower position, written in ascending order; all
-// if there are no more. Returns how many. `order` is scratch.
-int SelectTop(std::span<const float> scores, int top_k, std::vector<int32_t>* order,
-              int32_t* selected);
+// if there are no more. Returns how many.
+//   scores   no NaN;  scratch [scores.size()]
+int SelectTop(std::span<const float> scores, int top_k, float* scratch, int32_t* selected);
 
 }  // namespace packtrain

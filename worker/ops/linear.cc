@@ -9,18 +9,28 @@
 namespace packtrain {
 namespace {
 
-// Rows of one task: few enough that all threads get some, enough to be worth a task.
-size_t TaskRows(const OpContext& context, size_t rows) {
-  const auto threads = static_cast<size_t>(context.pool->num_threads());
-  return std::max<size_t>(16, (rows + 4 * threads - 1) / (4 * threads));
-}
-
-struct Pointers {
-  absl::InlinedVector<const void*, 32> x;
-  absl::InlinedVector<float*, 32> y;
+// The rows of several matrices in tasks.
+struct Task {
+  const LinearOutput* output;
+  size_t first, rows;
 };
 
 }  // namespace
+
+void OpContext::ParallelFor(size_t count, size_t total_work,
+                            absl::FunctionRef<void(int, int)> task) const {
+  if (total_work >= 2 * min_task_work()) return pool->ParallelFor(static_cast<int>(count), task);
+  for (size_t i = 0; i < count; ++i) task(static_cast<int>(i), 0);
+}
+
+size_t OpContext::TaskRows(size_t rows, size_t row_work) const {
+  constexpr size_t kTasksPerThread = 8;
+  constexpr size_t kMultiple = 8;  // of what kernels take at once
+  const size_t tasks = kTasksPerThread * static_cast<size_t>(pool->num_threads());
+  const size_t task_rows =
+      std::max((rows + tasks - 1) / tasks, min_task_work() / std::max<size_t>(1, row_work));
+  return (task_rows + kMultiple - 1) / kMultiple * kMultiple;
+}
 
 void Activations::Reset(const float* x, size_t rows, size_t cols, size_t stride) {
   x_ = x;
@@ -52,9 +62,12 @@ void Activations::Prepare(const OpContext& context, const WeightKernel& kernel) 
     layout->capacity = bytes;
   }
   layout->valid = true;
-  const size_t task_rows = std::max<size_t>(1, 4096 / std::max<size_t>(1, cols_));
+  layout->rows.resize(rows_);
+  for (size_t i = 0; i < rows_; ++i) layout->rows[i] = layout->bytes.get() + i * layout->row_bytes;
+  const size_t row_work = kValueWork * cols_;
+  const size_t task_rows = context.TaskRows(rows_, row_work);
   const size_t tasks = (rows_ + task_rows - 1) / task_rows;
-  context.pool->ParallelFor(static_cast<int>(tasks), [&](int task, int) {
+  context.ParallelFor(tasks, rows_ * row_work, [&](int task, int) {
     const size_t first = static_cast<size_t>(task) * task_rows;
     for (size_t i = first; i < std::min(rows_, first + task_rows); ++i) {
       kernel.prepare(x_ + i * stride_, cols_, layout->bytes.get() + i * layout->row_bytes);
@@ -62,9 +75,9 @@ void Activations::Prepare(const OpContext& context, const WeightKernel& kernel) 
   });
 }
 
-const void* Activations::Row(const WeightKernel& kernel, size_t i) const {
+const void* const* Activations::Rows(const WeightKernel& kernel) const {
   for (const Layout& layout : layouts_) {
-    if (layout.id == kernel.activation_layout) return layout.bytes.get() + i * layout.row_bytes;
+    if (layout.id == kernel.activation_layout) return layout.rows.data();
   }
   return nullptr;
 }
@@ -75,24 +88,33 @@ const WeightKernel& KernelOf(const OpContext& context, TensorType type) {
   return *kernel;
 }
 
-void Linear(const OpContext& context, const MatrixView& w, Activations* x, float* y,
-            size_t y_stride) {
-  CHECK(w.cols == x->cols());
-  if (x->rows() == 0) return;
-  const WeightKernel& kernel = KernelOf(context, w.type);
-  x->Prepare(context, kernel);
-  const size_t task_rows = TaskRows(context, w.rows);
-  const size_t tasks = (w.rows + task_rows - 1) / task_rows;
-  const size_t row_bytes = w.row_bytes();
-  context.pool->ParallelFor(static_cast<int>(tasks), [&](int task, int) {
-    const size_t first = static_cast<size_t>(task) * task_rows;
-    Pointers pointers;
-    for (size_t t = 0; t < x->rows(); ++t) {
-      pointers.x.push_back(x->Row(kernel, t));
-      pointers.y.push_back(y + t * y_stride + first);
+void LinearMany(const OpContext& context, std::initializer_list<LinearOutput> outputs,
+                Activations* x) {
+  const size_t tokens = x->rows();
+  if (tokens == 0) return;
+  size_t rows = 0;
+  for (const LinearOutput& output : outputs) {
+    CHECK(output.w.cols == x->cols());
+    x->Prepare(context, KernelOf(context, output.w.type));
+    rows += output.w.rows;
+  }
+  const size_t row_work = tokens * x->cols();
+  const size_t task_rows = context.TaskRows(rows, row_work);
+  absl::InlinedVector<Task, 64> tasks;
+  for (const LinearOutput& output : outputs) {
+    for (size_t first = 0; first < output.w.rows; first += task_rows) {
+      tasks.push_back({&output, first, std::min(task_rows, output.w.rows - first)});
     }
-    kernel.mat_mul(w.data + first * row_bytes, std::min(task_rows, w.rows - first), w.cols,
-                   pointers.x.data(), x->rows(), pointers.y.data());
+  }
+  context.ParallelFor(tasks.size(), rows * row_work, [&](int i, int) {
+    const Task& task = tasks[static_cast<size_t>(i)];
+    const MatrixView w = task.output->w.Rows(task.first, task.rows);
+    absl::InlinedVector<float*, 64> y(tokens);
+    for (size_t t = 0; t < tokens; ++t) {
+      y[t] = task.output->y + t * task.output->w.rows + task.first;
+    }
+    const WeightKernel& kernel = KernelOf(context, w.type);
+    kernel.mat_mul(w.data, w.rows, w.cols, x->Rows(kernel), tokens, y.data());
   });
 }
 
@@ -104,15 +126,16 @@ void LinearPerHead(const OpContext& context, const MatrixView& w, size_t heads, 
   const size_t rows = w.rows / heads;
   const WeightKernel& kernel = KernelOf(context, w.type);
   x->Prepare(context, kernel);
-  context.pool->ParallelFor(static_cast<int>(heads), [&](int task, int) {
+  context.ParallelFor(heads, tokens * w.rows * w.cols, [&](int task, int) {
     const auto head = static_cast<size_t>(task);
-    Pointers pointers;
+    absl::InlinedVector<const void*, 64> head_x(tokens);
+    absl::InlinedVector<float*, 64> head_y(tokens);
     for (size_t t = 0; t < tokens; ++t) {
-      pointers.x.push_back(x->Row(kernel, t * heads + head));
-      pointers.y.push_back(y + (t * heads + head) * y_stride);
+      head_x[t] = x->Row(kernel, t * heads + head);
+      head_y[t] = y + (t * heads + head) * y_stride;
     }
     const MatrixView of_head = w.Rows(head * rows, rows);
-    kernel.mat_mul(of_head.data, rows, w.cols, pointers.x.data(), tokens, pointers.y.data());
+    kernel.mat_mul(of_head.data, rows, w.cols, head_x.data(), tokens, head_y.data());
   });
 }
 

@@ -4,10 +4,11 @@
 
 #include <cstddef>
 #include <cstdlib>
+#include <initializer_list>
 #include <memory>
-#include <span>
 #include <vector>
 
+#include "absl/functional/function_ref.h"
 #include "common/tensor/matrix_view.h"
 #include "worker/kernels/cpu/kernels.h"
 #include "worker/ops/thread_pool.h"
@@ -18,7 +19,21 @@ namespace packtrain {
 struct OpContext {
   const CpuKernels* kernels = nullptr;
   ThreadPool* pool = nullptr;
+
+  const VectorOps& vector() const { return *kernels->vector; }
+
+  // Least work of a task that is worth another thread, in multiply-adds of a matrix product with
+  // few tokens, of which a core does some 30 a nanosecond.
+  size_t min_task_work() const { return size_t{1} << (pool->spins() ? 16 : 19); }
+  // As pool->ParallelFor, but on the calling thread alone if all tasks together are too little.
+  void ParallelFor(size_t count, size_t total_work, absl::FunctionRef<void(int, int)> task) const;
+  // How many of `rows` equal pieces of work a task should take: a multiple of 8, so that the tasks
+  // are worth it and end together.
+  size_t TaskRows(size_t rows, size_t row_work) const;
 };
+
+// Work of one value of an op that passes over its values once, in the unit of min_task_work.
+inline constexpr size_t kValueWork = 8;
 
 // Activation rows of equal length, converted on demand into what each kernel reads; kernels with
 // equal layouts share the conversion. The memory is kept from one use to the next.
@@ -31,7 +46,8 @@ class Activations {
   // Converts the rows for `kernel` unless done since the last Reset.
   void Prepare(const OpContext& context, const WeightKernel& kernel);
   // Row i as last prepared for `kernel`.
-  const void* Row(const WeightKernel& kernel, size_t i) const;
+  const void* Row(const WeightKernel& kernel, size_t i) const { return Rows(kernel)[i]; }
+  const void* const* Rows(const WeightKernel& kernel) const;
 
   size_t rows() const { return rows_; }
   size_t cols() const { return cols_; }
@@ -46,6 +62,7 @@ class Activations {
     size_t row_bytes = 0;
     size_t capacity = 0;
     std::unique_ptr<std::byte, FreeDeleter> bytes;
+    std::vector<const void*> rows;
   };
   Layout* Find(int id);
 
@@ -56,12 +73,17 @@ class Activations {
 
 const WeightKernel& KernelOf(const OpContext& context, TensorType type);
 
-// y[t * y_stride + r] = sum over i of w[r, i] * x[t][i]
-//   w  [rows, cols], x [tokens] rows of cols, y [tokens] rows of w.rows at a distance of y_stride
-void Linear(const OpContext& context, const MatrixView& w, Activations* x, float* y,
-            size_t y_stride);
+struct LinearOutput {
+  MatrixView w;
+  float* y = nullptr;
+};
+
+// For each output y[t * w.rows + r] = sum over i of w[r, i] * x[t][i]
+//   w  [rows, cols], x [tokens] rows of cols, y [tokens, w.rows]
+void LinearMany(const OpContext& context, std::initializer_list<LinearOutput> outputs,
+                Activations* x);
 inline void Linear(const OpContext& context, const MatrixView& w, Activations* x, float* y) {
-  Linear(context, w, x, y, w.rows);
+  LinearMany(context, {{w, y}}, x);
 }
 
 // The same for each head with a matrix of its own:

@@ -39,6 +39,8 @@ class ThreadPool {
   ThreadPool& operator=(const ThreadPool&) = delete;
 
   int num_threads() const { return static_cast<int>(threads_.size()) + 1; }
+  // Whether idle threads spin for a while: else a call may have to wake them.
+  bool spins() const { return spin_us_ > 0; }
 
   // Calls task(i, thread) for i in [0, count), thread in [0, num_threads()), lower i first; returns
   // when all are done. Not reentrant. REQUIRES: count <= kMaxTasks.

@@ -55,19 +55,7 @@ inline void Scale(float* y, float factor, size_t n) {
 }
 
 inline float Sigmoid(float x) { return 1.0F / (1.0F + std::exp(-x)); }
-inline float Silu(float x) { return x * Sigmoid(x); }
 inline float Softplus(float x) { return x > 20.0F ? x : std::log1p(std::exp(x)); }
-
-// y[i] = silu(gate[i]) * up[i]; y may be gate.
-inline void SwiGlu(const float* gate, const float* up, float* y, size_t n) {
-  for (size_t i = 0; i < n; ++i) y[i] = Silu(gate[i]) * up[i];
-}
-
-// y = w * x / sqrt(mean(x^2) + eps); y may be x.
-inline void RmsNorm(const float* x, const float* w, float eps, size_t n, float* y) {
-  const float scale = 1.0F / std::sqrt(Dot(x, x, n) / static_cast<float>(n) + eps);
-  for (size_t i = 0; i < n; ++i) y[i] = x[i] * scale * w[i];
-}
 
 // y = w * (x - mean) / sqrt(variance + eps) + b; y may be x.
 inline void LayerNorm(const float* x, const float* w, const float* b, float eps, size_t n,

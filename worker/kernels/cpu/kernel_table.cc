@@ -10,9 +10,9 @@ namespace {
 
 // Best first.
 constexpr CpuKernels kVariants[] = {
-    {Isa::kAvx512, "avx512", Avx512WeightKernel},
-    {Isa::kAvx2, "avx2", Avx2WeightKernel},
-    {Isa::kScalar, "scalar", ScalarWeightKernel},
+    {Isa::kAvx512, "avx512", Avx512WeightKernel, &kVectorOpsAvx512},
+    {Isa::kAvx2, "avx2", Avx2WeightKernel, &kVectorOpsAvx2},
+    {Isa::kScalar, "scalar", ScalarWeightKernel, &kVectorOpsScalar},
 };
 
 std::string Available() {

@@ -10,6 +10,7 @@
 
 #include "absl/status/statusor.h"
 #include "common/quant/type.h"
+#include "worker/kernels/cpu/vector_ops.h"
 #include "worker/kernels/cpu/weight_kernel.h"
 
 namespace packtrain {
@@ -21,6 +22,7 @@ struct CpuKernels {
   std::string_view name;  // "scalar", "avx2", "avx512"
   // nullptr for types that are not weights (I8..I64).
   const WeightKernel* (*weight)(TensorType type) = nullptr;
+  const VectorOps* vector = nullptr;
 };
 
 // The variant to use: PACKTRAIN_ISA if `forced` is not empty, else the best this CPU and OS have.
