@@ -89,7 +89,20 @@ struct DeploymentInfo {
   uint64_t parameters = 0;
   uint64_t file_bytes = 0;
   int64_t created_unix_s = 0;
-  bool thinking = false;  // for requests that do not say
+  bool thinking = false;   // for requests that do not say
+  bool recurrent = false;  // a prefix can be reused up to certain positions only
+};
+
+// How busy a deployment is, for /metrics.
+struct DeploymentLoad {
+  int requests_running = 0;  // hold a slot
+  int requests_waiting = 0;
+  int slots = 0;
+  int slots_used = 0;  // by running requests, and by ended ones whose last step is on its way
+  int kv_pages = 0;
+  int kv_pages_used = 0;     // by requests
+  int kv_pages_cached = 0;   // by the prefix cache alone: there for whoever needs one
+  uint64_t preemptions = 0;  // requests sent back to waiting because pages ran out
 };
 
 using RequestId = uint64_t;
