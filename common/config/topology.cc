@@ -21,6 +21,8 @@ constexpr int kContextMin = 64;
 constexpr int kContextMax = 16 << 20;
 constexpr int kSlotsMax = 256;
 constexpr int kThreadsMax = 1024;
+constexpr int kUbatchMin = 16;
+constexpr int kUbatchMax = 8192;
 constexpr int kLayersMax = 100000;
 constexpr size_t kApiKeyCharsMin = 16;
 
@@ -133,6 +135,8 @@ absl::Status ReadModel(const YamlNode& node, const YamlPlace& place, ModelEntry*
           return ReadBool(v, p, {"off", "on"}, &out->thinking);
         }},
        {"slots", [&](auto& v, auto& p) { return ReadInt(v, p, 1, kSlotsMax, &out->slots); }},
+       {"ubatch",
+        [&](auto& v, auto& p) { return ReadInt(v, p, kUbatchMin, kUbatchMax, &out->ubatch); }},
        {"threads", [&](auto& v, auto& p) { return ReadInt(v, p, 1, kThreadsMax, &out->threads); }},
        {"workers",
         [&](auto& v, auto& p) {

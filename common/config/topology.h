@@ -42,6 +42,7 @@ struct ModelEntry {
   KvCacheType kv_cache = KvCacheType::kF16;
   bool thinking = false;
   int slots = 8;
+  int ubatch = 0;   // rows of one step: a prompt is computed in chunks of it; 0: planned
   int threads = 0;  // default of its workers
   std::vector<WorkerEntry> workers;
   int line = 0;

@@ -43,7 +43,14 @@ struct ApiMetrics::Impl {
                               "Generated tokens of completed requests", *registry)),
         connections(Add(prometheus::BuildGauge(), "packtrain_http_connections",
                         "Open client connections", *registry)
-                        .Add({})) {}
+                        .Add({})),
+        requests(Add(prometheus::BuildGauge(), "packtrain_requests",
+                     "Requests that hold a slot (running) or wait for one", *registry)),
+        slots(Add(prometheus::BuildGauge(), "packtrain_slots", "Slots, used and free", *registry)),
+        kv_pages(Add(prometheus::BuildGauge(), "packtrain_kv_pages",
+                     "KV pages: used by requests, cached for prompts to come, free", *registry)),
+        preemptions(Add(prometheus::BuildCounter(), "packtrain_preemptions_total",
+                        "Requests sent back to waiting because KV pages ran out", *registry)) {}
 
   std::shared_ptr<prometheus::Registry> registry;  // shared with the deployments
   prometheus::Family<prometheus::Counter>& replies;
@@ -51,6 +58,10 @@ struct ApiMetrics::Impl {
   prometheus::Family<prometheus::Counter>& cached_tokens;
   prometheus::Family<prometheus::Counter>& completion_tokens;
   prometheus::Gauge& connections;
+  prometheus::Family<prometheus::Gauge>& requests;
+  prometheus::Family<prometheus::Gauge>& slots;
+  prometheus::Family<prometheus::Gauge>& kv_pages;
+  prometheus::Family<prometheus::Counter>& preemptions;
 };
 
 ApiMetrics::ApiMetrics(std::shared_ptr<prometheus::Registry> registry)
@@ -73,6 +84,22 @@ void ApiMetrics::CountTokens(const std::string& model, int prompt, int cached, i
 
 void ApiMetrics::SetConnections(size_t connections) {
   impl_->connections.Set(static_cast<double>(connections));
+}
+
+void ApiMetrics::SetLoad(const std::string& model, const DeploymentLoad& load) {
+  const auto set = [&model](prometheus::Family<prometheus::Gauge>& family, const char* state,
+                            int value) {
+    family.Add({{"model", model}, {"state", state}}).Set(value);
+  };
+  set(impl_->requests, "running", load.requests_running);
+  set(impl_->requests, "waiting", load.requests_waiting);
+  set(impl_->slots, "used", load.slots_used);
+  set(impl_->slots, "free", load.slots - load.slots_used);
+  set(impl_->kv_pages, "used", load.kv_pages_used);
+  set(impl_->kv_pages, "cached", load.kv_pages_cached);
+  set(impl_->kv_pages, "free", load.kv_pages - load.kv_pages_used - load.kv_pages_cached);
+  prometheus::Counter& preemptions = impl_->preemptions.Add({{"model", model}});
+  preemptions.Increment(std::max(0.0, static_cast<double>(load.preemptions) - preemptions.Value()));
 }
 
 std::string ApiMetrics::Serialize() const {

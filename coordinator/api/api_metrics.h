@@ -5,6 +5,8 @@
 #include <memory>
 #include <string>
 
+#include "coordinator/api/deployment.h"
+
 namespace prometheus {
 class Registry;
 }  // namespace prometheus
@@ -21,6 +23,7 @@ class ApiMetrics {
   void CountReply(const std::string& path, int status);
   void CountTokens(const std::string& model, int prompt, int cached, int completion);
   void SetConnections(size_t connections);
+  void SetLoad(const std::string& model, const DeploymentLoad& load);
   // Everything in the registry, in Prometheus' text format.
   std::string Serialize() const;
 

@@ -141,6 +141,9 @@ bool ApiServer::Impl::HandleGet(const ExchangePtr& exchange) {
                      .body = deployments.StatusJson(ready ? "ready" : "not ready")});
   } else if (path == "/metrics") {
     metrics.SetConnections(http->connections());
+    for (const Deployment* deployment : deployments.all()) {
+      metrics.SetLoad(deployment->info().name, deployment->load());
+    }
     Reply(exchange, {.content_type = "text/plain; version=0.0.4; charset=utf-8",
                      .body = metrics.Serialize()});
   } else if (path == "/v1/models") {

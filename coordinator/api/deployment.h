@@ -21,10 +21,10 @@ namespace packtrain {
 struct GenerationRequest {
   std::vector<TokenId> prompt;  // 1 .. context_length - 1 ids, each < vocab_size
   SamplingParams sampling;
-  int max_tokens = 0;            // >= 0; 0 only evaluates the prompt
-  bool ignore_eos = false;       // end-of-generation tokens are tokens like others
-  bool logprobs = false;         // fill TokenEvent::logprob
-  int top_logprobs = 0;          // 0 .. 20: how many alternatives to report; needs `logprobs`
+  int max_tokens = 0;       // >= 0; 0 only evaluates the prompt
+  bool ignore_eos = false;  // end-of-generation tokens are tokens like others
+  bool logprobs = false;    // fill TokenEvent::logprob
+  int top_logprobs = 0;     // 0 .. 20: how many alternatives to report; needs `logprobs`
   // Prompt tokens in front of the last user turn: where the next request of the same chat may part
   // from this one. Recurrent models keep a snapshot there; 0: not known.
   int last_turn_start = 0;
@@ -89,7 +89,20 @@ struct DeploymentInfo {
   uint64_t parameters = 0;
   uint64_t file_bytes = 0;
   int64_t created_unix_s = 0;
-  bool thinking = false;  // for requests that do not say
+  bool thinking = false;   // for requests that do not say
+  bool recurrent = false;  // a prefix can be reused up to certain positions only
+};
+
+// How busy a deployment is, for /metrics.
+struct DeploymentLoad {
+  int requests_running = 0;  // hold a slot
+  int requests_waiting = 0;
+  int slots = 0;
+  int slots_used = 0;  // by running requests, and by ended ones whose last step is on its way
+  int kv_pages = 0;
+  int kv_pages_used = 0;     // by requests
+  int kv_pages_cached = 0;   // by the prefix cache alone: there for whoever needs one
+  uint64_t preemptions = 0;  // requests sent back to waiting because pages ran out
 };
 
 using RequestId = uint64_t;
@@ -103,6 +116,7 @@ class Deployment {
   virtual DeploymentState state() const = 0;
   // The reason for the state, one line; empty when there is nothing to say.
   virtual std::string state_message() const = 0;
+  virtual DeploymentLoad load() const = 0;
   virtual const Tokenizer& tokenizer() const = 0;
   // nullptr if the file has no template.
   virtual const ChatTemplate* chat_template() const = 0;

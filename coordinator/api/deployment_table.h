@@ -20,6 +20,8 @@ class DeploymentTable {
   // An empty name selects the first. NOT_FOUND lists what exists.
   absl::StatusOr<Deployment*> Find(const std::string& name) const;
 
+  const std::vector<Deployment*>& all() const { return deployments_; }
+
   // Bodies of /v1/models, /v1/models/{id} and of /health and /ready.
   std::string ModelsJson() const;
   absl::StatusOr<std::string> ModelJson(const std::string& name) const;

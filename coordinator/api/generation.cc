@@ -112,6 +112,7 @@ GenerationRequest Generation::RequestFor(size_t index) const {
   const int room = deployment_->info().context_length - static_cast<int>(request.prompt.size());
   request.max_tokens = std::min(room, request_.max_tokens.value_or(room));
   request.ignore_eos = request_.ignore_eos;
+  request.last_turn_start = PromptOf(index).last_turn_start;
   request.logprobs = request_.logprobs;
   request.top_logprobs = request_.top_logprobs;
   request.prompt_logprobs = request_.echo && request_.logprobs;

@@ -24,6 +24,7 @@ struct CompletionRequest {
     std::string text = {};
     std::vector<TokenId> ids = {};
     bool is_ids = false;
+    int last_turn_start = 0;  // as GenerationRequest::last_turn_start
   };
   std::vector<Prompt> prompts;
   // Of a chat: the template's variables as a JSON object.

@@ -1,5 +1,6 @@
 #include "coordinator/api/request_preparer.h"
 
+#include <algorithm>
 #include <nlohmann/json.hpp>
 #include <utility>
 
@@ -48,9 +49,39 @@ absl::Status TemplateStatus(const absl::Status& status) {
   return FieldError("messages", std::string(status.message()), "chat_template_failed");
 }
 
+std::vector<TokenId> EncodeChat(const Tokenizer& tokenizer, const std::string& text) {
+  std::vector<TokenId> ids = tokenizer.Encode(text, {.add_special = false, .parse_special = true});
+  // Templates print the first special tokens themselves, except some that leave BOS to us.
+  if (tokenizer.add_bos() && (ids.empty() || ids.front() != tokenizer.bos())) {
+    ids.insert(ids.begin(), tokenizer.bos());
+  }
+  return ids;
+}
+
 bool EndsInsideThink(std::string_view prompt) {
   const size_t end = prompt.find_last_not_of(" \t\r\n");
   return end != std::string_view::npos && prompt.substr(0, end + 1).ends_with("<think>");
+}
+
+// How many leading ids of the prompt are in front of what the last user turn says: what the prompt
+// has in common with that of the same chat with another last turn. 0: nothing, or not known.
+int FindLastTurn(const ChatTemplate& chat_template, const Tokenizer& tokenizer,
+                 const std::string& template_variables, const CompletionRequest::Prompt& prompt) {
+  json variables = json::parse(template_variables);
+  json& messages = variables["messages"];
+  const auto last = std::find_if(messages.rbegin(), messages.rend(),
+                                 [](const json& m) { return m.at("role") == "user"; });
+  if (last == messages.rend() || std::next(last) == messages.rend()) return 0;
+  const bool begins_with_x = last->at("content").get<std::string>().starts_with("x");
+  (*last)["content"] = begins_with_x ? "y" : "x";
+  const absl::StatusOr<std::string> other = chat_template.Render(variables.dump());
+  if (!other.ok()) return 0;
+  const auto parting =
+      std::mismatch(other->begin(), other->end(), prompt.text.begin(), prompt.text.end());
+  const std::vector<TokenId> common = EncodeChat(tokenizer, {other->begin(), parting.first});
+  const auto end =
+      std::mismatch(common.begin(), common.end(), prompt.ids.begin(), prompt.ids.end());
+  return static_cast<int>(end.first - common.begin());
 }
 
 absl::Status RenderChat(const Deployment& deployment, PreparedCompletion* prepared) {
@@ -67,10 +98,10 @@ absl::Status RenderChat(const Deployment& deployment, PreparedCompletion* prepar
   prepared->starts_in_reasoning = EndsInsideThink(*text);
   const Tokenizer& tokenizer = deployment.tokenizer();
   CompletionRequest::Prompt prompt{.text = *std::move(text)};
-  // Templates print the first special tokens themselves, except some that leave BOS to us.
-  prompt.ids = tokenizer.Encode(prompt.text, {.add_special = false, .parse_special = true});
-  if (tokenizer.add_bos() && (prompt.ids.empty() || prompt.ids.front() != tokenizer.bos())) {
-    prompt.ids.insert(prompt.ids.begin(), tokenizer.bos());
+  prompt.ids = EncodeChat(tokenizer, prompt.text);
+  if (deployment.info().recurrent) {
+    prompt.last_turn_start =
+        FindLastTurn(*chat_template, tokenizer, request.template_variables, prompt);
   }
   request.template_variables.clear();
   request.prompts.push_back(std::move(prompt));

@@ -59,6 +59,8 @@ CLI::App* AddServe(CLI::App* app, ServeOptions* options) {
       serve->add_option("--slots", options->slots, "sequences that run at once")
           ->check(CLI::Range(1, 256))
           ->capture_default_str(),
+      serve->add_option("--ubatch", options->ubatch, "rows of one step, chunks of prompts")
+          ->check(CLI::Range(16, 8192)),
       serve->add_option("--thinking", options->thinking, "unless a request says otherwise")
           ->check(CLI::IsMember({"off", "on"}))
           ->capture_default_str()};

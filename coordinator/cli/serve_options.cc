@@ -25,6 +25,7 @@ absl::StatusOr<ModelEntry> MakeModel(const ServeOptions& options, const std::str
   ASSIGN_OR_RETURN(model.kv_cache, ParseKvCacheType(options.kv_cache));
   model.thinking = options.thinking == "on";
   model.slots = options.slots;
+  model.ubatch = options.ubatch;
   model.threads = options.threads;
   return model;
 }

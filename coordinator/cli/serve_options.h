@@ -22,6 +22,7 @@ struct ServeOptions {
   int stages = 1;
   bool experts_worker = false;
   int slots = 8;
+  int ubatch = 0;
   std::string thinking = "off";
 };
 

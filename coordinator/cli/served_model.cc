@@ -25,7 +25,7 @@ absl::Status FillInContext(const Topology& topology, const ModelConfig& config, 
                       place, entry->name, entry->context, config.context_length));
 }
 
-DeploymentInfo MakeInfo(const ModelEntry& entry, const GgufFile& file) {
+DeploymentInfo MakeInfo(const ModelEntry& entry, const GgufFile& file, const ModelConfig& config) {
   DeploymentInfo info;
   info.name = entry.name;
   info.role = entry.role;
@@ -35,6 +35,7 @@ DeploymentInfo MakeInfo(const ModelEntry& entry, const GgufFile& file) {
   for (const GgufFile::Shard& shard : file.shards()) info.file_bytes += shard.bytes.size();
   info.created_unix_s = std::time(nullptr);
   info.thinking = entry.thinking;
+  info.recurrent = config.has_recurrent_state();
   return info;
 }
 
@@ -77,9 +78,9 @@ absl::StatusOr<ServedModel> OpenModel(const Topology& topology, const ModelEntry
   ASSIGN_OR_RETURN(std::unique_ptr<Tokenizer> tokenizer, Tokenizer::Create(*model.file));
   std::unique_ptr<ChatTemplate> chat_template =
       MakeTemplate(model.entry, *model.file, *tokenizer, host, warnings);
-  model.deployment =
-      std::make_unique<DeploymentRunner>(MakeInfo(model.entry, *model.file), std::move(tokenizer),
-                                         std::move(chat_template), DeploymentRunner::Options());
+  model.deployment = std::make_unique<DeploymentRunner>(
+      MakeInfo(model.entry, *model.file, model.config), std::move(tokenizer),
+      std::move(chat_template), DeploymentRunner::Options());
   return model;
 }
 

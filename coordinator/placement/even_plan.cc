@@ -12,7 +12,7 @@
 namespace packtrain {
 namespace {
 
-constexpr int kStepRows = 512;
+constexpr int kUbatch = 512;
 // Beside one full context there is room for this much of every other slot's.
 constexpr int kPositionsPerSlot = 4096;
 constexpr int kSnapshots = 16;
@@ -34,7 +34,7 @@ class Planner {
     plan.kv_cache = model_.kv_cache;
     plan.context_length = model_.context;
     plan.num_slots = model_.slots;
-    plan.max_tokens = kStepRows;
+    plan.max_tokens = model_.ubatch > 0 ? model_.ubatch : kUbatch;
     plan.insecure = input_.topology->insecure;
     RETURN_IF_ERROR(PlaceStages());
     RETURN_IF_ERROR(PlaceExperts());

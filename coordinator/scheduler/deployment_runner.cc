@@ -96,6 +96,11 @@ std::string DeploymentRunner::state_message() const {
   return state_message_;
 }
 
+DeploymentLoad DeploymentRunner::load() const {
+  MutexLock lock(&mutex_);
+  return load_;
+}
+
 absl::StatusOr<RequestId> DeploymentRunner::Submit(GenerationRequest request,
                                                    std::shared_ptr<GenerationSink> sink) {
   MutexLock lock(&mutex_);
@@ -164,6 +169,7 @@ void DeploymentRunner::Publish() {
       state_ = DeploymentState::kRecovering;
     }
   }
+  load_ = scheduler_.load();
   num_finished_ = scheduler_.num_finished();
   if (num_finished_ == finished_seen_) return;
   const SchedulerTime now = Now();

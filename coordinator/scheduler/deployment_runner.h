@@ -47,6 +47,7 @@ class DeploymentRunner : public Deployment {
   const DeploymentInfo& info() const override { return info_; }
   DeploymentState state() const override;
   std::string state_message() const override;
+  DeploymentLoad load() const override;
   const Tokenizer& tokenizer() const override { return *tokenizer_; }
   const ChatTemplate* chat_template() const override { return chat_template_.get(); }
   absl::StatusOr<RequestId> Submit(GenerationRequest request,
@@ -86,6 +87,7 @@ class DeploymentRunner : public Deployment {
   std::string state_message_ ABSL_GUARDED_BY(mutex_);
   absl::Status failure_ ABSL_GUARDED_BY(mutex_);
   PipelineLimits limits_ ABSL_GUARDED_BY(mutex_);
+  DeploymentLoad load_ ABSL_GUARDED_BY(mutex_);
   RequestId next_id_ ABSL_GUARDED_BY(mutex_) = 1;
   uint64_t num_submitted_ ABSL_GUARDED_BY(mutex_) = 0;
   uint64_t num_finished_ ABSL_GUARDED_BY(mutex_) = 0;

@@ -128,6 +128,22 @@ int Scheduler::num_running() const {
   }));
 }
 
+DeploymentLoad Scheduler::load() const {
+  DeploymentLoad load;
+  load.requests_running = num_running();
+  load.requests_waiting = num_waiting();
+  load.slots = limits_.num_slots;
+  load.slots_used = static_cast<int>(
+      std::count_if(slots_.begin(), slots_.end(), [](const Sequence* s) { return s != nullptr; }));
+  if (pool_ != nullptr) {
+    load.kv_pages = pool_->size();
+    load.kv_pages_used = pool_->size() - pool_->num_available();
+    load.kv_pages_cached = pool_->num_idle();
+  }
+  load.preemptions = num_preemptions_;
+  return load;
+}
+
 absl::Status Scheduler::CheckOutput(const Part& part, const SequenceOutput* output) const {
   if (!part.samples && !part.prompt_logprobs) return absl::OkStatus();
   if (output == nullptr) {

@@ -75,6 +75,7 @@ class Scheduler {
   uint64_t num_finished() const { return num_finished_; }
   bool idle() const { return sequences_.empty() && in_flight_.empty(); }
   uint64_t num_preemptions() const { return num_preemptions_; }
+  DeploymentLoad load() const;
 
   // Recounts pages, slots and snapshots; when idle, none may be in use. Errors: INTERNAL.
   absl::Status CheckIntegrity() const;

@@ -52,7 +52,8 @@ class ApiServerFixture : public ::testing::Test {
             .context_length = kContext,
             .parameters = 22290000,
             .file_bytes = 14421376,
-            .created_unix_s = 1700000000};
+            .created_unix_s = 1700000000,
+            .recurrent = true};
   }
 
   void Start(ApiServerOptions options = {}) {

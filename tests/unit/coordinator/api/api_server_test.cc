@@ -44,6 +44,21 @@ TEST_F(ApiServerTest, AnswersAChat) {
   EXPECT_DOUBLE_EQ(body["timings"]["prompt_per_second"], (prompt_tokens - 1) * 100.0);
 }
 
+TEST_F(ApiServerTest, TellsWhereTheLastTurnOfAChatBegins) {
+  Start();
+  json chat = Chat("Hello");
+  ASSERT_EQ(Post(kChat, chat).status, 200);
+  EXPECT_EQ(big_.last_request().last_turn_start, 0);
+  chat["messages"].push_back({{"role", "assistant"}, {"content", "Hi!"}});
+  chat["messages"].push_back({{"role", "user"}, {"content", "xyz"}});
+  chat["messages"].push_back({{"role", "tool"}, {"content", "7"}});
+  ASSERT_EQ(Post(kChat, chat).status, 200);
+  std::vector<TokenId> before = big_.last_request().prompt;
+  before.resize(static_cast<size_t>(big_.last_request().last_turn_start));
+  EXPECT_EQ(big_.tokenizer().Decode(before, /*show_special=*/true),
+            "<bos>user:Hello\nassistant:Hi!\nuser:");
+}
+
 TEST_F(ApiServerTest, StreamsAChat) {
   Start();
   json request = Chat("Hello");
