@@ -18,6 +18,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "absl/strings/strip.h"
+#include "common/base/host_limits.h"
 
 namespace packtrain {
 namespace {
@@ -44,46 +45,6 @@ std::string ChosenOf(const std::string& path) {
   const size_t open = text.find('['), close = text.find(']');
   if (open == std::string::npos || close == std::string::npos || close < open) return "";
   return text.substr(open + 1, close - open - 1);
-}
-
-// Folders of this process's control groups (version 2, else the named version-1 controller), the
-// innermost first. In a container the outer ones may be invisible.
-std::vector<std::string> CgroupFolders(const std::string& root, absl::string_view controller) {
-  const std::string mount = root + "/sys/fs/cgroup";
-  std::string path, base;
-  for (absl::string_view line : absl::StrSplit(ReadText(root + "/proc/self/cgroup"), '\n')) {
-    const std::vector<absl::string_view> parts = absl::StrSplit(line, absl::MaxSplits(':', 2));
-    if (parts.size() != 3) continue;
-    if (parts[1].empty()) {
-      if (base.empty()) base = mount, path = std::string(parts[2]);
-    } else {
-      for (absl::string_view name : absl::StrSplit(parts[1], ',')) {
-        if (name == controller)
-          base = absl::StrCat(mount, "/", controller), path = std::string(parts[2]);
-      }
-    }
-  }
-  std::vector<std::string> folders;
-  while (path.size() > 1) {
-    folders.push_back(base + path);
-    path.resize(path.rfind('/'));
-  }
-  folders.push_back(base.empty() ? mount : base);
-  return folders;
-}
-
-void ReadCgroupMemory(const std::string& root, MemoryFacts* facts) {
-  for (const std::string& folder : CgroupFolders(root, "memory")) {
-    for (const auto& [limit_file, used_file] :
-         {std::pair("/memory.max", "/memory.current"),
-          std::pair("/memory.limit_in_bytes", "/memory.usage_in_bytes")}) {
-      const std::optional<uint64_t> limit = ReadNumber(folder + limit_file);
-      // Version 1 writes "no limit" as the largest page-aligned number.
-      if (!limit || *limit >= uint64_t{1} << 60 || *limit >= facts->cgroup_bytes) continue;
-      facts->cgroup_bytes = *limit;
-      facts->cgroup_used_bytes = ReadNumber(folder + used_file).value_or(0);
-    }
-  }
 }
 
 // Speed of the memory modules from the firmware's table, which only root may read. Offsets of the
@@ -124,24 +85,6 @@ int CoresOf(hwloc_topology_t topology, hwloc_const_cpuset_t set) {
 }
 
 }  // namespace
-
-double ReadCpuLimit(const std::string& root) {
-  double limit = 0;
-  const auto tighten = [&](double quota, double period) {
-    if (quota > 0 && period > 0 && (limit == 0 || quota / period < limit)) limit = quota / period;
-  };
-  for (const std::string& folder : CgroupFolders(root, "cpu")) {
-    const std::vector<std::string> parts = absl::StrSplit(ReadText(folder + "/cpu.max"), ' ');
-    double quota = 0, period = 0;
-    if (parts.size() == 2 && absl::SimpleAtod(parts[0], &quota) &&
-        absl::SimpleAtod(parts[1], &period)) {
-      tighten(quota, period);
-    }
-    tighten(static_cast<double>(ReadNumber(folder + "/cpu.cfs_quota_us").value_or(0)),
-            static_cast<double>(ReadNumber(folder + "/cpu.cfs_period_us").value_or(0)));
-  }
-  return limit;
-}
 
 CpuFacts ReadCpuFacts() {
   CpuFacts facts;
@@ -194,12 +137,14 @@ MemoryFacts ReadMemoryFacts(const std::string& root) {
     if (!absl::SimpleAtoi(absl::StripAsciiWhitespace(text), &value)) continue;
     value *= kib ? 1024 : 1;
     if (parts.first == "MemTotal") facts.total_bytes = value;
-    if (parts.first == "MemAvailable") facts.available_bytes = value;
     if (parts.first == "HugePages_Total") facts.huge_pages = value;
     if (parts.first == "HugePages_Free") facts.huge_pages_free = value;
     if (parts.first == "Hugepagesize") facts.huge_page_bytes = value;
   }
-  ReadCgroupMemory(root, &facts);
+  const MemoryLimits limits = ReadMemoryLimits(root);
+  facts.available_bytes = limits.available_bytes;
+  facts.cgroup_bytes = limits.cgroup_bytes;
+  facts.cgroup_used_bytes = limits.cgroup_used_bytes;
   rlimit limit{};
   if (getrlimit(RLIMIT_MEMLOCK, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY) {
     facts.locked_bytes = limit.rlim_cur;

@@ -20,7 +20,4 @@ MemoryFacts ReadMemoryFacts(const std::string& root);
 // `index` is -1: only the driver knows which "cuda:N" a card is.
 std::vector<GpuFacts> ReadPciGpus(const std::string& root);
 
-// Quota of the cgroup in cores, 0: no limit.
-double ReadCpuLimit(const std::string& root);
-
 }  // namespace packtrain

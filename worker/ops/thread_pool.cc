@@ -4,28 +4,14 @@
 #include <pthread.h>
 #include <sched.h>
 
-#include <algorithm>
 #include <chrono>
-#include <cstdio>
-#include <fstream>
-#include <string>
 #include <utility>
 
 #include "common/base/check.h"
+#include "common/base/host_limits.h"
 
 namespace packtrain {
 namespace {
-
-// Cores that the cgroup's CPU quota amounts to, rounded up; 0 without a quota.
-int CgroupQuotaCpus() {
-  std::ifstream file("/sys/fs/cgroup/cpu.max");
-  std::string quota;
-  double period = 0;
-  if (!(file >> quota >> period) || quota == "max" || period <= 0) return 0;
-  double value = 0;
-  if (std::sscanf(quota.c_str(), "%lf", &value) != 1) return 0;
-  return std::max(1, static_cast<int>((value + period - 1) / period));
-}
 
 void BindThread(pthread_t thread, int cpu) {
   cpu_set_t set;
@@ -51,17 +37,6 @@ bool SpinUntil(int spin_us, Ready ready) {
 }
 
 }  // namespace
-
-int UsableCpus() {
-  cpu_set_t set;
-  CPU_ZERO(&set);
-  int cpus = static_cast<int>(std::thread::hardware_concurrency());
-  if (sched_getaffinity(0, sizeof(set), &set) == 0) cpus = CPU_COUNT(&set);
-  if (const int quota = CgroupQuotaCpus(); quota > 0) cpus = std::min(cpus, quota);
-  return std::max(cpus, 1);
-}
-
-int SpinBudget(int num_threads, int usable_cpus) { return num_threads < usable_cpus ? 50 : 0; }
 
 ThreadPool::ThreadPool(ThreadPoolOptions options) {
   int num_threads = options.num_threads > 0 ? options.num_threads : UsableCpus();

@@ -23,12 +23,6 @@ struct ThreadPoolOptions {
       {};  // thread i is bound to cpus[i % size]; the caller is thread 0; empty: none
 };
 
-// Hardware threads this process may run on: affinity mask and cgroup quota.
-int UsableCpus();
-
-// 0 where `num_threads` spinning threads would leave no core for anybody else, else 50 us.
-int SpinBudget(int num_threads, int usable_cpus);
-
 class ThreadPool {
  public:
   explicit ThreadPool(int num_threads)

@@ -7,6 +7,8 @@
 #include <filesystem>
 #include <fstream>
 
+#include "common/base/host_limits.h"
+
 namespace packtrain {
 namespace {
 
