@@ -1,5 +1,8 @@
 // packtrain's sub-commands.
 
+#include <spdlog/sinks/stdout_color_sinks.h>
+#include <spdlog/spdlog.h>
+
 #include <CLI/CLI.hpp>
 #include <cstdio>
 #include <cstdlib>
@@ -7,6 +10,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "coordinator/cli/bench_command.h"
 #include "coordinator/cli/chat_command.h"
 #include "coordinator/cli/doctor_command.h"
 #include "coordinator/cli/plan_command.h"
@@ -34,42 +38,17 @@ CLI::App* AddChat(CLI::App* app, ChatOptions* options) {
 
 CLI::App* AddServe(CLI::App* app, ServeOptions* options) {
   CLI::App* serve = app->add_subcommand("serve", "serve a topology, or a model on this machine");
-  CLI::Option* topology =
-      serve->add_option("topology", options->topology_path, "YAML file")->type_name("FILE");
-  CLI::Option* model = serve->add_option("--model", options->model_path, "GGUF file (first piece)");
-  model->excludes(topology);
-  std::vector<CLI::Option*> rest = {
-      serve->add_option("--sidecar", options->sidecar_path, "second model, served beside it"),
-      serve->add_option("--host", options->host, "address to listen on")->capture_default_str(),
-      serve->add_option("--port", options->port, "port to listen on, 0 for a free one")
-          ->check(CLI::Range(0, 65535))
-          ->capture_default_str(),
-      serve->add_option("--context", options->context, "positions of one sequence")
-          ->check(CLI::Range(64, 16 << 20)),
-      serve->add_option("--kv-cache", options->kv_cache, "type of the KV cache")
-          ->check(CLI::IsMember({"f32", "f16", "q8_0", "q4_1"}))
-          ->capture_default_str(),
-      serve->add_option("--threads", options->threads, "of each worker; default: physical cores")
-          ->check(CLI::Range(1, 1024)),
-      serve->add_option("--stages", options->stages, "CPU workers in the primary's pipeline")
-          ->check(CLI::Range(1, 256))
-          ->capture_default_str(),
-      serve->add_flag("--experts-worker", options->experts_worker,
-                      "the primary's routed experts in a worker of their own"),
-      serve->add_option("--slots", options->slots, "sequences that run at once")
-          ->check(CLI::Range(1, 256))
-          ->capture_default_str(),
-      serve->add_option("--ubatch", options->ubatch, "rows of one step, chunks of prompts")
-          ->check(CLI::Range(16, 8192)),
-      serve->add_option("--thinking", options->thinking, "unless a request says otherwise")
-          ->check(CLI::IsMember({"off", "on"}))
-          ->capture_default_str()};
-  for (CLI::Option* option : rest) option->needs(model);
-  serve->callback([topology, model] {
-    if (topology->count() + model->count() == 0) {
-      throw CLI::RequiredError("a topology file, or --model FILE,");
-    }
-  });
+  CLI::Option* model = AddServedModel(serve, options);
+  for (CLI::Option* option :
+       {serve->add_option("--host", options->host, "address to listen on")->capture_default_str(),
+        serve->add_option("--port", options->port, "port to listen on, 0 for a free one")
+            ->check(CLI::Range(0, 65535))
+            ->capture_default_str(),
+        serve->add_option("--thinking", options->thinking, "unless a request says otherwise")
+            ->check(CLI::IsMember({"off", "on"}))
+            ->capture_default_str()}) {
+    option->needs(model);
+  }
   return serve;
 }
 
@@ -92,6 +71,8 @@ CLI::App* AddTokenize(CLI::App* app, TokenizeOptions* options) {
 }
 
 int Main(int argc, char** argv) {
+  // Standard output is for what a command has to say.
+  spdlog::set_default_logger(spdlog::stderr_color_mt("packtrain"));
   CLI::App app("Serves large language models over the devices you own.", "packtrain");
   app.require_subcommand(1);
   ServeOptions serve_options;
@@ -104,6 +85,8 @@ int Main(int argc, char** argv) {
   const CLI::App* plan = AddPlan(&app, &plan_options);
   DoctorOptions doctor_options;
   const CLI::App* doctor = AddDoctor(&app, &doctor_options);
+  BenchOptions bench_options;
+  const CLI::App* bench = AddBench(&app, &bench_options);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
@@ -117,6 +100,7 @@ int Main(int argc, char** argv) {
   if (tokenize->parsed()) status = RunTokenize(tokenize_options);
   if (plan->parsed()) status = RunPlan(plan_options);
   if (doctor->parsed()) status = RunDoctor(doctor_options);
+  if (bench->parsed()) status = RunBench(bench_options);
   if (status.ok()) return EXIT_SUCCESS;
   std::fprintf(stderr, "packtrain: %s\n", std::string(status.message()).c_str());
   return EXIT_FAILURE;

@@ -4,11 +4,8 @@
 #include <signal.h>
 #include <unistd.h>
 
-#include <algorithm>
 #include <cstdio>
-#include <fstream>
 #include <memory>
-#include <thread>
 #include <utility>
 #include <vector>
 
@@ -17,9 +14,7 @@
 #include "common/base/status_macros.h"
 #include "coordinator/api/api_server.h"
 #include "coordinator/cli/load_display.h"
-#include "coordinator/cli/served_model.h"
-#include "coordinator/fleet/fleet_pipeline.h"
-#include "coordinator/placement/even_plan.h"
+#include "coordinator/cli/service.h"
 #include "coordinator/tokenizer/chat_template_host.h"
 
 namespace packtrain {
@@ -46,72 +41,12 @@ class EndSignals {
   sigset_t set_;
 };
 
-// What processes may still allocate on this host, as the kernel estimates it.
-uint64_t AvailableMemory() {
-  std::ifstream file("/proc/meminfo");
-  for (std::string key; file >> key;) {
-    uint64_t kib = 0;
-    if (key == "MemAvailable:" && file >> kib) return kib << 10;
-  }
-  return static_cast<uint64_t>(sysconf(_SC_AVPHYS_PAGES)) *
-         static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
-}
-
-// One model with its workers.
-class Service {
- public:
-  Service(ServedModel model, DeploymentPlan plan, LoadDisplay* display)
-      : model_(std::move(model)),
-        fleet_(std::make_unique<FleetPipeline>(std::move(plan), Options(display))) {}
-  ~Service() {
-    // The fleet reports to the deployment, whose thread sends steps to the fleet: first the one
-    // goes quiet, then the other goes away.
-    fleet_->Stop();
-    if (starter_.joinable()) starter_.join();
-    model_.deployment.reset();
-  }
-
-  // Returns at once; loading goes on in a thread.
-  void Start() {
-    starter_ = std::thread([this] {
-      const absl::Status status = fleet_->Start();
-      if (status.ok()) {
-        model_.deployment->Start(fleet_.get());
-      } else {
-        model_.deployment->Fail(status);
-      }
-    });
-  }
-  DeploymentRunner* deployment() const { return model_.deployment.get(); }
-
- private:
-  FleetOptions Options(LoadDisplay* display) {
-    FleetOptions options;
-    DeploymentRunner* deployment = model_.deployment.get();
-    options.progress = [display, name = model_.entry.name](const std::string& worker, uint64_t done,
-                                                           uint64_t total) {
-      display->Update(absl::StrCat(name, "/", worker), done, total,
-                      std::chrono::steady_clock::now());
-    };
-    options.state = [deployment](FleetState state, const std::string& reason) {
-      if (state == FleetState::kRecovering) deployment->PipelineLost(reason);
-      if (state == FleetState::kReady) deployment->PipelineReady();
-      if (state == FleetState::kFailed) deployment->Fail(absl::UnavailableError(reason));
-    };
-    return options;
-  }
-
-  ServedModel model_;
-  std::unique_ptr<FleetPipeline> fleet_;
-  std::thread starter_;
-};
-
 class Serving {
  public:
   Serving() : display_(stderr, isatty(STDERR_FILENO) == 1) {}
 
   absl::Status Start(const Topology& topology) {
-    RETURN_IF_ERROR(OpenModels(topology));
+    ASSIGN_OR_RETURN(services_, OpenServices(topology, template_host_.get(), &display_));
     RETURN_IF_ERROR(Listen(topology));
     for (const auto& service : services_) service->Start();
     return absl::OkStatus();
@@ -136,42 +71,6 @@ class Serving {
   }
 
  private:
-  absl::Status OpenModels(const Topology& topology) {
-    uint64_t memory = AvailableMemory();
-    for (const ModelEntry& entry : topology.models) {
-      std::vector<std::string> warnings;
-      ASSIGN_OR_RETURN(ServedModel model,
-                       OpenModel(topology, entry, template_host_.get(), &warnings));
-      for (const std::string& warning : warnings) display_.Print("warning: " + warning);
-      ASSIGN_OR_RETURN(EvenPlan even,
-                       PlanEvenly({.topology = &topology,
-                                   .model = &model.entry,
-                                   .config = &model.config,
-                                   .weight_bytes = model.deployment->info().file_bytes,
-                                   .memory_bytes = memory}));
-      memory -= std::min(memory, even.memory_bytes);
-      PrintPlan(even.plan);
-      services_.push_back(
-          std::make_unique<Service>(std::move(model), std::move(even.plan), &display_));
-    }
-    return absl::OkStatus();
-  }
-
-  void PrintPlan(const DeploymentPlan& plan) {
-    for (const WorkerPlan& worker : plan.workers) {
-      std::string carries;
-      if (worker.role == WorkerRole::kStage) {
-        carries = absl::StrCat("layers ", FormatLayers(worker.layers));
-      }
-      for (LayerRange range : worker.expert_layers) {
-        absl::StrAppend(&carries, carries.empty() ? "experts of layers " : ", ",
-                        FormatLayers(range));
-      }
-      const std::string& place = worker.address.empty() ? worker.device : worker.address;
-      display_.Print(absl::StrFormat("%s/%s on %s: %s", plan.name, worker.name, place, carries));
-    }
-  }
-
   absl::Status Listen(const Topology& topology) {
     ApiServerOptions options;
     options.http.address =

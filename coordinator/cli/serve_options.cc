@@ -1,5 +1,6 @@
 #include "coordinator/cli/serve_options.h"
 
+#include <CLI/CLI.hpp>
 #include <filesystem>
 
 #include "absl/strings/match.h"
@@ -38,6 +39,42 @@ WorkerEntry CpuWorker(WorkerRole role) {
 }
 
 }  // namespace
+
+CLI::Option* AddServedModel(CLI::App* command, ServeOptions* options) {
+  CLI::Option* topology =
+      command->add_option("topology", options->topology_path, "YAML file")->type_name("FILE");
+  CLI::Option* model =
+      command->add_option("--model", options->model_path, "GGUF file (first piece)");
+  model->excludes(topology);
+  for (CLI::Option* option :
+       {command->add_option("--sidecar", options->sidecar_path, "second model, served beside it"),
+        command->add_option("--context", options->context, "positions of one sequence")
+            ->check(CLI::Range(64, 16 << 20)),
+        command->add_option("--kv-cache", options->kv_cache, "type of the KV cache")
+            ->check(CLI::IsMember({"f32", "f16", "q8_0", "q4_1"}))
+            ->capture_default_str(),
+        command
+            ->add_option("--threads", options->threads, "of each worker; default: physical cores")
+            ->check(CLI::Range(1, 1024)),
+        command->add_option("--stages", options->stages, "CPU workers in the primary's pipeline")
+            ->check(CLI::Range(1, 256))
+            ->capture_default_str(),
+        command->add_flag("--experts-worker", options->experts_worker,
+                          "the primary's routed experts in a worker of their own"),
+        command->add_option("--slots", options->slots, "sequences that run at once")
+            ->check(CLI::Range(1, 256))
+            ->capture_default_str(),
+        command->add_option("--ubatch", options->ubatch, "rows of one step, chunks of prompts")
+            ->check(CLI::Range(16, 8192))}) {
+    option->needs(model);
+  }
+  command->callback([topology, model] {
+    if (topology->count() + model->count() == 0) {
+      throw CLI::RequiredError("a topology file, or --model FILE,");
+    }
+  });
+  return model;
+}
 
 absl::StatusOr<Topology> MakeTopology(const ServeOptions& options) {
   if (!options.topology_path.empty()) return LoadTopology(options.topology_path);

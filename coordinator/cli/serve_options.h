@@ -1,8 +1,9 @@
 #pragma once
 
-// `packtrain serve` without a topology file: the flags as a topology of CPU workers on this
-// machine.
+// What is to be served, as a command line says it: a topology file, or flags for a topology of CPU
+// workers on this machine.
 
+#include <CLI/App.hpp>
 #include <string>
 
 #include "absl/status/statusor.h"
@@ -25,6 +26,10 @@ struct ServeOptions {
   int ubatch = 0;
   std::string thinking = "off";
 };
+
+// Adds the topology file and the flags that stand for one: models, context, workers. Returns the
+// option of the model file, which all of them need.
+CLI::Option* AddServedModel(CLI::App* command, ServeOptions* options);
 
 // Reads the topology file or makes one of the flags; model files exist.
 // Errors: INVALID_ARGUMENT, NOT_FOUND.

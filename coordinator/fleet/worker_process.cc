@@ -37,6 +37,7 @@ absl::StatusOr<std::unique_ptr<WorkerProcess>> WorkerProcess::Start(
     sigset_t none;
     sigemptyset(&none);
     sigprocmask(SIG_SETMASK, &none, nullptr);
+    dup2(STDERR_FILENO, STDOUT_FILENO);  // a worker only logs
     for (const int fd : inherited) fcntl(fd, F_SETFD, 0);
     execv(binary.c_str(), argv.data());
     _exit(127);

@@ -1,7 +1,6 @@
 #include "coordinator/placement/problem.h"
 
 #include <algorithm>
-#include <cmath>
 #include <map>
 #include <utility>
 
@@ -10,6 +9,7 @@
 #include "common/base/check.h"
 #include "common/base/status_macros.h"
 #include "common/model/step.h"
+#include "coordinator/placement/work.h"
 
 namespace packtrain {
 namespace {
@@ -333,44 +333,12 @@ class Builder {
     return absl::OkStatus();
   }
 
-  // Bytes of cache that one decoded token reads in a layer.
-  double CacheBytes(int l) const {
-    LayerConfig layer = model_.config.layers[S(l)];
-    const double with_keys =
-        static_cast<double>(KvBytesPerPosition(model_.config, layer, wish_.kv_cache));
-    const double state = static_cast<double>(RecurrentBytes(model_.config, layer));
-    const bool sparse = layer.indexer != IndexerKind::kNone;
-    layer.indexer = IndexerKind::kNone;
-    const double rows =
-        static_cast<double>(KvBytesPerPosition(model_.config, layer, wish_.kv_cache));
-    const double depth = std::min(kDepth, p_.context);
-    const double attended = sparse ? std::min<double>(depth, model_.config.indexer.top_k) : depth;
-    return rows * attended + (with_keys - rows) * depth + 2 * state;
-  }
-
-  // Multiplications and additions of attention itself, per token of a long ubatch.
-  double AttentionFlops(int l) const {
-    const ModelConfig& c = model_.config;
-    const LayerConfig& layer = c.layers[S(l)];
-    double visible = std::max(p_.shape.max_tokens, kDepth) / 2.0;
-    if (layer.indexer != IndexerKind::kNone) visible = std::min<double>(visible, c.indexer.top_k);
-    switch (layer.attention) {
-      case AttentionKind::kMla:
-        return 2.0 * visible * c.num_heads * (2 * c.mla.kv_lora_rank + c.rope.dims);
-      case AttentionKind::kGqa:
-        return 2.0 * visible * c.num_heads * (c.gqa.key_dim + c.gqa.value_dim);
-      case AttentionKind::kGatedDeltaNet:
-        return 8.0 * c.delta_net.inner_dim() * c.delta_net.head_dim;
-    }
-    return 0;
-  }
-
   void Sums() {
     const ModelConfig& c = model_.config;
     const size_t n = S(p_.num_layers);
     const double share =
         c.moe.num_experts > 0 ? static_cast<double>(c.moe.top_k) / c.moe.num_experts : 0;
-    const double touched = 1 - std::pow(1 - share, p_.shape.max_tokens);
+    const double touched = TouchedShare(c, p_.shape.max_tokens);
     std::vector<double> cpu(n), cuda(n), experts(n), own(n), shared(n), picked(n), flops(n),
         expert_flops(n), expert_bytes(n);
     for (size_t l = 0; l < n; ++l) {
@@ -381,9 +349,10 @@ class Builder {
       experts[l] = static_cast<double>(w.experts);
       shared[l] = w.experts > 0 ? static_cast<double>(w.shared_expert) : 0;
       own[l] = static_cast<double>(w.attention + w.indexer + w.feed_forward) - shared[l] +
-               CacheBytes(layer);
+               CacheReadBytes(c, wish_.kv_cache, layer, std::min(kDepth, p_.context));
       picked[l] = static_cast<double>(w.experts) * share;
-      flops[l] = 2.0 * static_cast<double>(w.parameters) + AttentionFlops(layer);
+      flops[l] = 2.0 * static_cast<double>(w.parameters) +
+                 AttentionFlops(c, layer, std::max(p_.shape.max_tokens, kDepth) / 2.0);
       expert_flops[l] = 2.0 * static_cast<double>(w.expert_parameters) * share;
       expert_bytes[l] = static_cast<double>(w.experts) * touched;
     }

@@ -1,0 +1,292 @@
+#include "coordinator/cli/bench_command.h"
+
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <thread>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
+#include "common/base/status_macros.h"
+#include "common/model/step.h"
+#include "coordinator/cli/bench_runs.h"
+#include "coordinator/cli/host_probe.h"
+#include "coordinator/cli/service.h"
+#include "coordinator/placement/floor.h"
+#include "coordinator/placement/work.h"
+#include "coordinator/tokenizer/chat_template_host.h"
+
+namespace packtrain {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+// Prompt of the decode lines that are not at a depth: short, so that little but weights is read.
+constexpr int kShortPrompt = 32;
+constexpr auto kPoll = std::chrono::milliseconds(20);
+
+struct Line {
+  std::string test;
+  BenchCase bench_case;
+  std::vector<double> rates = {};  // tokens per second, sorted
+  std::optional<DecodeFloor> floor = std::nullopt;
+  double experts = 0;  // expected distinct ones of a layer and step
+
+  double median() const { return rates[rates.size() / 2]; }
+};
+
+std::vector<Line> PlannedLines(const BenchOptions& options) {
+  std::vector<Line> lines;
+  lines.push_back({absl::StrCat("prefill ", options.prompt), {.prompt = options.prompt}});
+  for (const int streams : options.streams) {
+    lines.push_back({absl::StrCat("decode ", options.generate),
+                     {.streams = streams, .prompt = kShortPrompt, .generate = options.generate}});
+  }
+  for (const int depth : options.depths) {
+    lines.push_back({absl::StrCat("decode ", options.generate, " at ", depth),
+                     {.prompt = depth, .generate = options.generate}});
+  }
+  return lines;
+}
+
+// Why a line cannot be measured; empty if it can.
+std::string Obstacle(const BenchCase& c, const DeploymentPlan& plan) {
+  const int positions = c.prompt + c.generate + 1;
+  const int pages = c.streams * ((positions + kPagePositions - 1) / kPagePositions);
+  if (positions > plan.context_length) {
+    return absl::StrFormat("needs %d positions, the context has %d", positions,
+                           plan.context_length);
+  }
+  if (c.streams > plan.num_slots) return absl::StrFormat("there are %d slots", plan.num_slots);
+  if (pages > plan.num_pages) {
+    return absl::StrFormat("needs %d KV pages, there are %d", pages, plan.num_pages);
+  }
+  return "";
+}
+
+class Bench {
+ public:
+  explicit Bench(const BenchOptions& options)
+      : options_(options), display_(stderr, isatty(STDERR_FILENO) == 1) {}
+
+  absl::Status Run() {
+    ASSIGN_OR_RETURN(const Topology topology, MakeTopology(options_.served));
+    // Before any worker takes its cores.
+    ASSIGN_OR_RETURN(facts_, CachedOrProbedFacts());
+    ASSIGN_OR_RETURN(services_, OpenServices(topology, template_host_.get(), &display_));
+    RETURN_IF_ERROR(Choose());
+    ASSIGN_OR_RETURN(const std::unique_ptr<GgufFile> file,
+                     GgufFile::Open(service_->plan().model_path));
+    ASSIGN_OR_RETURN(model_, ReadModelFacts(*file));
+    service_->Start();
+    RETURN_IF_ERROR(WaitReady());
+    RETURN_IF_ERROR(MeasureAll());
+    std::puts(options_.json ? AsJson().c_str() : AsMarkdown().c_str());
+    return absl::OkStatus();
+  }
+
+ private:
+  absl::Status Choose() {
+    std::vector<std::string> names;
+    for (const auto& service : services_) {
+      names.push_back(service->plan().name);
+      if (service_ == nullptr && (options_.name.empty() || options_.name == names.back())) {
+        service_ = service.get();
+      }
+    }
+    if (service_ != nullptr) return absl::OkStatus();
+    return absl::InvalidArgumentError(absl::StrFormat("no model is called \"%s\"; there are: %s",
+                                                      options_.name, absl::StrJoin(names, ", ")));
+  }
+
+  absl::Status WaitReady() const {
+    for (;; std::this_thread::sleep_for(kPoll)) {
+      const DeploymentState state = service_->deployment()->state();
+      if (state == DeploymentState::kReady) return absl::OkStatus();
+      if (state == DeploymentState::kFailed) {
+        return absl::UnavailableError(service_->deployment()->state_message());
+      }
+    }
+  }
+
+  absl::Status MeasureAll() {
+    BenchRuns runs(service_->deployment());
+    const DeploymentPlan& plan = service_->plan();
+    bool warm = false;
+    for (Line& line : PlannedLines(options_)) {
+      if (const std::string obstacle = Obstacle(line.bench_case, plan); !obstacle.empty()) {
+        skipped_.push_back(
+            absl::StrFormat("%s, %d streams: %s", line.test, line.bench_case.streams, obstacle));
+        continue;
+      }
+      if (!std::exchange(warm, true)) {
+        RETURN_IF_ERROR(runs.Measure({.prompt = line.bench_case.prompt, .generate = 8}).status());
+      }
+      for (int i = 0; i < options_.repeats; ++i) {
+        ASSIGN_OR_RETURN(const double rate, runs.Measure(line.bench_case));
+        line.rates.push_back(rate);
+      }
+      std::sort(line.rates.begin(), line.rates.end());
+      AddJudgement(&line);
+      display_.Print(absl::StrFormat("%s, %d streams: %.1f tokens/s", line.test,
+                                     line.bench_case.streams, line.median()));
+      lines_.push_back(std::move(line));
+    }
+    return absl::OkStatus();
+  }
+
+  void AddJudgement(Line* line) const {
+    const DeploymentPlan& plan = service_->plan();
+    const BenchCase& c = line->bench_case;
+    const int experts = model_.config.moe.num_experts;
+    if (c.generate == 0) {
+      line->experts = experts * TouchedShare(model_.config, std::min(c.prompt, plan.max_tokens));
+      return;
+    }
+    const int stages = static_cast<int>(
+        std::count_if(plan.workers.begin(), plan.workers.end(),
+                      [](const WorkerPlan& w) { return w.role == WorkerRole::kStage; }));
+    const int groups = std::min(c.streams, stages);
+    line->experts = experts * TouchedShare(model_.config, (c.streams + groups - 1) / groups);
+    line->floor = FloorOfDecode(model_, plan, facts_, c.streams, c.prompt + c.generate / 2);
+  }
+
+  int ThreadsOf(const WorkerPlan& worker) const {
+    return worker.threads > 0 ? worker.threads : facts_.cpu.cores;
+  }
+
+  std::string AsMarkdown() const {
+    const DeploymentPlan& plan = service_->plan();
+    std::vector<std::string> threads;
+    std::string out = absl::StrFormat("%s on %s (%s, %d cores)\n\n", plan.name, facts_.cpu.model,
+                                      facts_.cpu.isa, facts_.cpu.cores);
+    for (const WorkerPlan& worker : plan.workers) {
+      threads.push_back(absl::StrCat(ThreadsOf(worker)));
+      absl::StrAppendFormat(&out, "- %s on %s\n", WorkerText(worker),
+                            worker.address.empty() ? worker.device : worker.address);
+    }
+    absl::StrAppend(&out,
+                    "\n| test | streams | tokens/s | spread | floor tokens/s | share of floor | "
+                    "bound by | experts touched | threads |\n"
+                    "| --- | ---: | ---: | ---: | ---: | ---: | --- | ---: | ---: |\n");
+    for (const Line& line : lines_) {
+      absl::StrAppendFormat(&out, "| %s | %d | %.2f | %.2f-%.2f | ", line.test,
+                            line.bench_case.streams, line.median(), line.rates.front(),
+                            line.rates.back());
+      if (line.floor) {
+        absl::StrAppendFormat(&out, "%.2f | %.0f %% | %s", line.floor->tokens_per_s,
+                              100 * line.median() / line.floor->tokens_per_s, line.floor->bound);
+      } else {
+        absl::StrAppend(&out, "- | - | -");
+      }
+      absl::StrAppendFormat(&out, " | %s | %s |\n", ExpertsText(line), absl::StrJoin(threads, "+"));
+    }
+    absl::StrAppendFormat(&out,
+                          "\nMedian of %d runs after a warm-up. Floor: all bytes that a step must "
+                          "read, at the rates measured of the devices that hold them.\n",
+                          options_.repeats);
+    for (const std::string& text : skipped_) absl::StrAppend(&out, "Skipped: ", text, ".\n");
+    return out;
+  }
+
+  static std::string WorkerText(const WorkerPlan& worker) {
+    if (worker.role == WorkerRole::kStage) {
+      return absl::StrCat(worker.name, ": layers ", FormatLayers(worker.layers));
+    }
+    return absl::StrCat(
+        worker.name, ": experts of layers ",
+        absl::StrJoin(worker.expert_layers, ", ", [](std::string* out, const LayerRange& range) {
+          out->append(FormatLayers(range));
+        }));
+  }
+
+  std::string ExpertsText(const Line& line) const {
+    const int experts = model_.config.moe.num_experts;
+    return experts == 0 ? "-" : absl::StrFormat("%.0f of %d", line.experts, experts);
+  }
+
+  std::string AsJson() const {
+    const DeploymentPlan& plan = service_->plan();
+    Json json = {
+        {"model", plan.name},         {"path", plan.model_path},        {"cpu", facts_.cpu.model},
+        {"isa", facts_.cpu.isa},      {"context", plan.context_length}, {"ubatch", plan.max_tokens},
+        {"repeats", options_.repeats}};
+    json["workers"] = Json::array();
+    for (const WorkerPlan& worker : plan.workers) {
+      json["workers"].push_back({{"name", worker.name},
+                                 {"device", worker.device},
+                                 {"address", worker.address},
+                                 {"carries", WorkerText(worker)},
+                                 {"threads", ThreadsOf(worker)}});
+    }
+    json["lines"] = Json::array();
+    for (const Line& line : lines_) {
+      Json one = {{"test", line.test},
+                  {"streams", line.bench_case.streams},
+                  {"prompt", line.bench_case.prompt},
+                  {"generate", line.bench_case.generate},
+                  {"tokens_per_s", line.median()},
+                  {"tokens_per_s_min", line.rates.front()},
+                  {"tokens_per_s_max", line.rates.back()},
+                  {"experts_touched", line.experts},
+                  {"experts", model_.config.moe.num_experts}};
+      if (line.floor) {
+        one["floor_tokens_per_s"] = line.floor->tokens_per_s;
+        one["floor_bytes"] = line.floor->bytes;
+        one["share_of_floor"] = line.median() / line.floor->tokens_per_s;
+        one["bound"] = line.floor->bound;
+      }
+      json["lines"].push_back(std::move(one));
+    }
+    json["skipped"] = skipped_;
+    return json.dump(2, ' ', false, Json::error_handler_t::replace);
+  }
+
+  const BenchOptions& options_;
+  LoadDisplay display_;
+  std::unique_ptr<ChatTemplateHost> template_host_ = ChatTemplateHost::Create();
+  HostFacts facts_;
+  ModelFacts model_;
+  std::vector<std::unique_ptr<Service>> services_;
+  Service* service_ = nullptr;
+  std::vector<Line> lines_;
+  std::vector<std::string> skipped_;
+};
+
+}  // namespace
+
+CLI::App* AddBench(CLI::App* app, BenchOptions* options) {
+  CLI::App* bench = app->add_subcommand("bench", "measure prefill and decode of a deployment");
+  AddServedModel(bench, &options->served);
+  bench->add_option("--name", options->name, "model of the topology; default: the first");
+  bench->add_option("--prompt", options->prompt, "tokens whose prefill is measured")
+      ->check(CLI::Range(1, 1 << 24))
+      ->capture_default_str();
+  bench->add_option("--generate", options->generate, "tokens that each stream decodes")
+      ->check(CLI::Range(2, 1 << 20))
+      ->capture_default_str();
+  bench->add_option("--depth", options->depths, "decode behind so many tokens; several: 2048,8192")
+      ->delimiter(',')
+      ->check(CLI::Range(1, 1 << 24))
+      ->capture_default_str();
+  bench->add_option("--streams", options->streams, "decode with so many sequences; several: 1,4")
+      ->delimiter(',')
+      ->check(CLI::Range(1, 256))
+      ->capture_default_str();
+  bench->add_option("--repeats", options->repeats, "measurements of each line")
+      ->check(CLI::Range(1, 1000))
+      ->capture_default_str();
+  bench->add_flag("--json", options->json, "as JSON");
+  return bench;
+}
+
+absl::Status RunBench(const BenchOptions& options) { return Bench(options).Run(); }
+
+}  // namespace packtrain

@@ -1,0 +1,32 @@
+#pragma once
+
+// `packtrain bench`: how fast a deployment really is, through the same pipeline that serves it, and
+// how near that is to what its devices could do.
+
+#include <CLI/App.hpp>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "coordinator/cli/serve_options.h"
+
+namespace packtrain {
+
+struct BenchOptions {
+  ServeOptions served;
+  std::string name;   // of the model to measure; empty: the topology's first
+  int prompt = 512;   // tokens whose prefill is measured
+  int generate = 64;  // tokens that a stream decodes
+  std::vector<int> depths = {2048};
+  std::vector<int> streams = {1, 2, 4, 8};
+  int repeats = 3;
+  bool json = false;
+};
+
+CLI::App* AddBench(CLI::App* app, BenchOptions* options);
+
+// Starts the workers as serve would, measures, writes to standard output and ends them. What the
+// context or the KV cache has no room for is skipped, and named. Errors: as of serving.
+absl::Status RunBench(const BenchOptions& options);
+
+}  // namespace packtrain
