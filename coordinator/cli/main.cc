@@ -52,8 +52,10 @@ CLI::App* AddServe(CLI::App* app, ServeOptions* options) {
       serve->add_option("--stages", options->stages, "CPU workers in the primary's pipeline")
           ->check(CLI::Range(1, 256))
           ->capture_default_str(),
-      serve->add_flag("--experts-worker", options->experts_worker,
-                      "the primary's routed experts in a worker of their own"),
+      serve
+          ->add_flag("--experts-worker", options->experts_worker,
+                     "the primary's routed experts in a worker of their own")
+          ->disable_flag_override(),
       serve->add_option("--slots", options->slots, "sequences that run at once")
           ->check(CLI::Range(1, 256))
           ->capture_default_str(),
@@ -102,6 +104,11 @@ int Main(int argc, char** argv) {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
     if (error.get_exit_code() == 0) return app.exit(error);  // --help
+    if (argc > 1 && argv[1][0] != '-' && app.get_subcommands().empty()) {
+      std::fprintf(stderr, "packtrain: there is no command \"%s\"; packtrain --help lists them\n",
+                   argv[1]);
+      return kUsageError;
+    }
     std::fprintf(stderr, "packtrain: %s\n", error.what());
     return kUsageError;
   }

@@ -2,6 +2,9 @@
 
 #include <prometheus/registry.h>
 #include <signal.h>
+#include <spdlog/sinks/base_sink.h>
+#include <spdlog/spdlog.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -15,6 +18,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "common/base/status_macros.h"
+#include "common/rpc/channel.h"
 #include "coordinator/api/api_server.h"
 #include "coordinator/cli/load_display.h"
 #include "coordinator/cli/served_model.h"
@@ -56,6 +60,30 @@ uint64_t AvailableMemory() {
   return static_cast<uint64_t>(sysconf(_SC_AVPHYS_PAGES)) *
          static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
 }
+
+// Idle connections count in thousands; the usual soft limit is 1024 descriptors.
+void RaiseDescriptorLimit() {
+  rlimit limit{};
+  if (getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
+  limit.rlim_cur = limit.rlim_max;
+  setrlimit(RLIMIT_NOFILE, &limit);
+}
+
+// Log lines go above the progress bars, not into them.
+class DisplaySink : public spdlog::sinks::base_sink<std::mutex> {
+ public:
+  explicit DisplaySink(LoadDisplay* display) : display_(display) {}
+
+ private:
+  void sink_it_(const spdlog::details::log_msg& message) override {
+    spdlog::memory_buf_t line;
+    formatter_->format(message, line);
+    display_->Print(std::string(line.data(), line.size() - 1));  // without its newline
+  }
+  void flush_() override {}
+
+  LoadDisplay* const display_;
+};
 
 // One model with its workers.
 class Service {
@@ -108,11 +136,20 @@ class Service {
 
 class Serving {
  public:
-  Serving() : display_(stderr, isatty(STDERR_FILENO) == 1) {}
+  Serving() : display_(stderr, isatty(STDERR_FILENO) == 1) {
+    spdlog::set_default_logger(
+        std::make_shared<spdlog::logger>("", std::make_shared<DisplaySink>(&display_)));
+  }
+  ~Serving() {
+    server_.reset();
+    services_.clear();
+    spdlog::set_default_logger(std::make_shared<spdlog::logger>(""));
+  }
 
   absl::Status Start(const Topology& topology) {
     RETURN_IF_ERROR(OpenModels(topology));
     RETURN_IF_ERROR(Listen(topology));
+    for (const std::string& line : plan_lines_) display_.Print(line);
     for (const auto& service : services_) service->Start();
     return absl::OkStatus();
   }
@@ -136,13 +173,26 @@ class Serving {
   }
 
  private:
+  static absl::Status CheckAddresses(const Topology& topology, const ModelEntry& entry) {
+    for (const WorkerEntry& worker : entry.workers) {
+      if (worker.address.empty()) continue;
+      const absl::Status allowed = CheckAddressAllowed(worker.address, topology.insecure);
+      if (!allowed.ok()) {
+        return absl::InvalidArgumentError(
+            absl::StrCat(topology.source, ":", worker.line, ": ", allowed.message()));
+      }
+    }
+    return absl::OkStatus();
+  }
+
   absl::Status OpenModels(const Topology& topology) {
     uint64_t memory = AvailableMemory();
     for (const ModelEntry& entry : topology.models) {
+      RETURN_IF_ERROR(CheckAddresses(topology, entry));
       std::vector<std::string> warnings;
       ASSIGN_OR_RETURN(ServedModel model,
                        OpenModel(topology, entry, template_host_.get(), &warnings));
-      for (const std::string& warning : warnings) display_.Print("warning: " + warning);
+      for (const std::string& warning : warnings) plan_lines_.push_back("warning: " + warning);
       ASSIGN_OR_RETURN(EvenPlan even,
                        PlanEvenly({.topology = &topology,
                                    .model = &model.entry,
@@ -150,14 +200,14 @@ class Serving {
                                    .weight_bytes = model.deployment->info().file_bytes,
                                    .memory_bytes = memory}));
       memory -= std::min(memory, even.memory_bytes);
-      PrintPlan(even.plan);
+      DescribePlan(even.plan);
       services_.push_back(
           std::make_unique<Service>(std::move(model), std::move(even.plan), &display_));
     }
     return absl::OkStatus();
   }
 
-  void PrintPlan(const DeploymentPlan& plan) {
+  void DescribePlan(const DeploymentPlan& plan) {
     for (const WorkerPlan& worker : plan.workers) {
       std::string carries;
       if (worker.role == WorkerRole::kStage) {
@@ -168,7 +218,8 @@ class Serving {
                         FormatLayers(range));
       }
       const std::string& place = worker.address.empty() ? worker.device : worker.address;
-      display_.Print(absl::StrFormat("%s/%s on %s: %s", plan.name, worker.name, place, carries));
+      plan_lines_.push_back(
+          absl::StrFormat("%s/%s on %s: %s", plan.name, worker.name, place, carries));
     }
   }
 
@@ -202,6 +253,7 @@ class Serving {
   std::vector<std::unique_ptr<Service>> services_;
   std::unique_ptr<ApiServer> server_;  // goes before what it serves
   std::string endpoint_;
+  std::vector<std::string> plan_lines_;  // printed once nothing can be refused any more
   size_t failed_shown_ = 0;
   bool ready_shown_ = false;
 };
@@ -210,6 +262,7 @@ class Serving {
 
 absl::Status RunServe(const ServeOptions& options) {
   const EndSignals signals;
+  RaiseDescriptorLimit();
   ASSIGN_OR_RETURN(const Topology topology, MakeTopology(options));
   Serving serving;
   RETURN_IF_ERROR(serving.Start(topology));
