@@ -81,6 +81,10 @@ class Checker {
   absl::Status CheckWorker(WorkerEntry* worker) {
     if (worker->host.empty() && topology_->hosts.empty()) {
       worker->host = "localhost";
+    } else if (topology_->hosts.empty()) {
+      return Error(worker->line, absl::StrFormat("device \"%s\" names a host, but the topology has "
+                                                 "no hosts; allowed: \"%s\", or a list of hosts",
+                                                 worker->device_name(), worker->device));
     } else if (!KnownHost(worker->host)) {
       const auto name = [](std::string* out, const HostEntry& host) { *out += host.name; };
       return Error(worker->line,

@@ -3,6 +3,7 @@
 #include <grpc/grpc.h>
 #include <grpcpp/grpcpp.h>
 
+#include <cstdlib>
 #include <string>
 
 #include "absl/strings/str_format.h"
@@ -17,8 +18,9 @@ constexpr int kMaxMessageBytes = 4 << 20;
 
 // gRPC would shut its library down whenever its last object of a process goes, and that can wait up
 // to ten seconds for its own poller. Held until the process ends instead.
+// Its own log would repeat in its words what our messages say; GRPC_VERBOSITY brings it back.
 void KeepLibrary() {
-  static const bool kept = (grpc_init(), true);
+  static const bool kept = (setenv("GRPC_VERBOSITY", "NONE", 0), grpc_init(), true);
   static_cast<void>(kept);
 }
 
@@ -63,9 +65,11 @@ absl::Status CheckAddressAllowed(std::string_view address, bool insecure) {
   const std::string_view host = address.substr(0, colon);
   const bool loopback = host == "localhost" || host == "[::1]" || host.starts_with("127.");
   if (loopback || insecure) return absl::OkStatus();
-  return absl::FailedPreconditionError(absl::StrFormat(
-      "address '%s' is not loopback and connections are not encrypted: allow it with --insecure",
-      address));
+  return absl::FailedPreconditionError(
+      absl::StrFormat("address '%s' is not loopback and connections are not encrypted: allow it "
+                      "with --insecure, in a "
+                      "topology with insecure: true",
+                      address));
 }
 
 }  // namespace packtrain

@@ -91,6 +91,11 @@ int Main(int argc, char** argv) {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
     if (error.get_exit_code() == 0) return app.exit(error);  // --help
+    if (argc > 1 && argv[1][0] != '-' && app.get_subcommands().empty()) {
+      std::fprintf(stderr, "packtrain: there is no command \"%s\"; packtrain --help lists them\n",
+                   argv[1]);
+      return kUsageError;
+    }
     std::fprintf(stderr, "packtrain: %s\n", error.what());
     return kUsageError;
   }

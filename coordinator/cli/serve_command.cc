@@ -2,10 +2,15 @@
 
 #include <prometheus/registry.h>
 #include <signal.h>
+#include <spdlog/sinks/base_sink.h>
+#include <spdlog/spdlog.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include <cstdio>
 #include <memory>
+#include <mutex>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -41,9 +46,41 @@ class EndSignals {
   sigset_t set_;
 };
 
+// Idle connections count in thousands; the usual soft limit is 1024 descriptors.
+void RaiseDescriptorLimit() {
+  rlimit limit{};
+  if (getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
+  limit.rlim_cur = limit.rlim_max;
+  setrlimit(RLIMIT_NOFILE, &limit);
+}
+
+// Log lines go above the progress bars, not into them.
+class DisplaySink : public spdlog::sinks::base_sink<std::mutex> {
+ public:
+  explicit DisplaySink(LoadDisplay* display) : display_(display) {}
+
+ private:
+  void sink_it_(const spdlog::details::log_msg& message) override {
+    spdlog::memory_buf_t line;
+    formatter_->format(message, line);
+    display_->Print(std::string(line.data(), line.size() - 1));  // without its newline
+  }
+  void flush_() override {}
+
+  LoadDisplay* const display_;
+};
+
 class Serving {
  public:
-  Serving() : display_(stderr, isatty(STDERR_FILENO) == 1) {}
+  Serving() : display_(stderr, isatty(STDERR_FILENO) == 1) {
+    spdlog::set_default_logger(
+        std::make_shared<spdlog::logger>("", std::make_shared<DisplaySink>(&display_)));
+  }
+  ~Serving() {
+    server_.reset();
+    services_.clear();
+    spdlog::set_default_logger(std::make_shared<spdlog::logger>(""));
+  }
 
   absl::Status Start(const Topology& topology) {
     ASSIGN_OR_RETURN(services_, OpenServices(topology, template_host_.get(), &display_));
@@ -109,6 +146,7 @@ class Serving {
 
 absl::Status RunServe(const ServeOptions& options) {
   const EndSignals signals;
+  RaiseDescriptorLimit();
   ASSIGN_OR_RETURN(const Topology topology, MakeTopology(options));
   Serving serving;
   RETURN_IF_ERROR(serving.Start(topology));

@@ -59,8 +59,10 @@ CLI::Option* AddServedModel(CLI::App* command, ServeOptions* options) {
         command->add_option("--stages", options->stages, "CPU workers in the primary's pipeline")
             ->check(CLI::Range(1, 256))
             ->capture_default_str(),
-        command->add_flag("--experts-worker", options->experts_worker,
-                          "the primary's routed experts in a worker of their own"),
+        command
+            ->add_flag("--experts-worker", options->experts_worker,
+                       "the primary's routed experts in a worker of their own")
+            ->disable_flag_override(),
         command->add_option("--slots", options->slots, "sequences that run at once")
             ->check(CLI::Range(1, 256))
             ->capture_default_str(),

@@ -68,7 +68,7 @@ std::unique_ptr<ChatTemplate> MakeTemplate(const ModelEntry& entry, const GgufFi
 }  // namespace
 
 absl::StatusOr<ServedModel> OpenModel(const Topology& topology, const ModelEntry& entry,
-                                      ChatTemplateHost* host, std::vector<std::string>* warnings) {
+                                      ChatTemplateHost* host) {
   ServedModel model;
   model.entry = entry;
   ASSIGN_OR_RETURN(model.file, GgufFile::Open(entry.path));
@@ -77,7 +77,7 @@ absl::StatusOr<ServedModel> OpenModel(const Topology& topology, const ModelEntry
   RETURN_IF_ERROR(FillInContext(topology, model.config, &model.entry));
   ASSIGN_OR_RETURN(std::unique_ptr<Tokenizer> tokenizer, Tokenizer::Create(*model.file));
   std::unique_ptr<ChatTemplate> chat_template =
-      MakeTemplate(model.entry, *model.file, *tokenizer, host, warnings);
+      MakeTemplate(model.entry, *model.file, *tokenizer, host, &model.warnings);
   model.deployment = std::make_unique<DeploymentRunner>(
       MakeInfo(model.entry, *model.file, model.config), std::move(tokenizer),
       std::move(chat_template), DeploymentRunner::Options());

@@ -18,12 +18,13 @@ struct ServedModel {
   std::unique_ptr<GgufFile> file;
   ModelConfig config;
   std::unique_ptr<DeploymentRunner> deployment;
+  std::vector<std::string> warnings;  // lines for the user
 };
 
 // Reads headers, tokenizer and chat template; no tensor. `host` is borrowed by the deployment.
-// A template that is broken costs chat only and is reported in `warnings`.
+// A template that is broken costs chat only and is one of the warnings.
 // Errors: DATA_LOSS, INVALID_ARGUMENT, NOT_FOUND naming file, key and value.
 absl::StatusOr<ServedModel> OpenModel(const Topology& topology, const ModelEntry& entry,
-                                      ChatTemplateHost* host, std::vector<std::string>* warnings);
+                                      ChatTemplateHost* host);
 
 }  // namespace packtrain

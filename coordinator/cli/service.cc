@@ -10,6 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "common/base/status_macros.h"
+#include "common/rpc/channel.h"
 #include "coordinator/placement/even_plan.h"
 
 namespace packtrain {
@@ -40,12 +41,25 @@ void PrintPlan(const DeploymentPlan& plan, LoadDisplay* display) {
   }
 }
 
+absl::Status CheckAddresses(const Topology& topology, const ModelEntry& entry) {
+  for (const WorkerEntry& worker : entry.workers) {
+    if (worker.address.empty()) continue;
+    const absl::Status allowed = CheckAddressAllowed(worker.address, topology.insecure);
+    if (!allowed.ok()) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(topology.source, ":", worker.line, ": ", allowed.message()));
+    }
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 Service::Service(ServedModel model, DeploymentPlan plan, LoadDisplay* display)
-    : model_(std::move(model)),
+    : display_(display),
+      model_(std::move(model)),
       plan_(std::move(plan)),
-      fleet_(std::make_unique<FleetPipeline>(plan_, Options(display))) {}
+      fleet_(std::make_unique<FleetPipeline>(plan_, Options())) {}
 
 Service::~Service() {
   // The fleet reports to the deployment, whose thread sends steps to the fleet: first the one
@@ -56,6 +70,8 @@ Service::~Service() {
 }
 
 void Service::Start() {
+  for (const std::string& warning : model_.warnings) display_->Print("warning: " + warning);
+  PrintPlan(plan_, display_);
   starter_ = std::thread([this] {
     const absl::Status status = fleet_->Start();
     if (status.ok()) {
@@ -66,11 +82,11 @@ void Service::Start() {
   });
 }
 
-FleetOptions Service::Options(LoadDisplay* display) {
+FleetOptions Service::Options() {
   FleetOptions options;
   DeploymentRunner* deployment = model_.deployment.get();
-  options.progress = [display, name = model_.entry.name](const std::string& worker, uint64_t done,
-                                                         uint64_t total) {
+  options.progress = [display = display_, name = model_.entry.name](const std::string& worker,
+                                                                    uint64_t done, uint64_t total) {
     display->Update(absl::StrCat(name, "/", worker), done, total, std::chrono::steady_clock::now());
   };
   options.state = [deployment](FleetState state, const std::string& reason) {
@@ -87,16 +103,14 @@ absl::StatusOr<std::vector<std::unique_ptr<Service>>> OpenServices(const Topolog
   std::vector<std::unique_ptr<Service>> services;
   uint64_t memory = AvailableMemory();
   for (const ModelEntry& entry : topology.models) {
-    std::vector<std::string> warnings;
-    ASSIGN_OR_RETURN(ServedModel model, OpenModel(topology, entry, template_host, &warnings));
-    for (const std::string& warning : warnings) display->Print("warning: " + warning);
+    RETURN_IF_ERROR(CheckAddresses(topology, entry));
+    ASSIGN_OR_RETURN(ServedModel model, OpenModel(topology, entry, template_host));
     ASSIGN_OR_RETURN(EvenPlan even, PlanEvenly({.topology = &topology,
                                                 .model = &model.entry,
                                                 .config = &model.config,
                                                 .weight_bytes = model.deployment->info().file_bytes,
                                                 .memory_bytes = memory}));
     memory -= std::min(memory, even.memory_bytes);
-    PrintPlan(even.plan, display);
     services.push_back(std::make_unique<Service>(std::move(model), std::move(even.plan), display));
   }
   return services;

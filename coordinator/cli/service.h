@@ -23,22 +23,24 @@ class Service {
   // Ends all requests and the workers started here.
   ~Service();
 
-  // Returns at once; loading goes on in a thread, and the deployment's state tells how it went.
+  // Shows warnings and the plan and returns; loading goes on in a thread, and the deployment's
+  // state tells how it went.
   void Start();
 
   DeploymentRunner* deployment() const { return model_.deployment.get(); }
   const DeploymentPlan& plan() const { return plan_; }
 
  private:
-  FleetOptions Options(LoadDisplay* display);
+  FleetOptions Options();
 
+  LoadDisplay* const display_;
   ServedModel model_;
   DeploymentPlan plan_;
   std::unique_ptr<FleetPipeline> fleet_;
   std::thread starter_;
 };
 
-// Opens and plans all models of the topology, showing warnings and plans; starts nothing.
+// Opens and plans all models of the topology; starts and shows nothing.
 // `template_host` is borrowed by the deployments. Errors: those of OpenModel and of planning.
 absl::StatusOr<std::vector<std::unique_ptr<Service>>> OpenServices(const Topology& topology,
                                                                    ChatTemplateHost* template_host,

@@ -3,6 +3,7 @@
 #include <grpcpp/grpcpp.h>
 #include <grpcpp/health_check_service_interface.h>
 #include <signal.h>
+#include <spdlog/sinks/stdout_sinks.h>
 #include <spdlog/spdlog.h>
 #include <unistd.h>
 
@@ -21,6 +22,8 @@
 
 namespace packtrain {
 namespace {
+
+constexpr int kUsageError = 2;
 
 // One coordinator at a time: a newer epoch ends the stream of an older one.
 class ControlService : public v1::Worker::Service {
@@ -156,6 +159,8 @@ int Serve(const Flags& flags, ModelLoader loader) {
 }  // namespace
 
 int RunWorker(int argc, char** argv, ModelLoader loader) {
+  spdlog::set_default_logger(spdlog::stderr_logger_mt("worker"));
+  spdlog::set_pattern("[%Y-%m-%d %H:%M:%S.%e] [%l] %v");
   Flags flags;
   CLI::App app("packtrain-worker: carries a part of a model on one device");
   app.add_option("--listen", flags.listen, "unix:PATH or HOST:PORT")->required();
@@ -163,13 +168,23 @@ int RunWorker(int argc, char** argv, ModelLoader loader) {
                  "where other workers connect, if not at --listen");
   app.add_option("--device", flags.device, "cpu or cuda:N")->capture_default_str();
   app.add_flag("--insecure", flags.insecure, "allow unencrypted connections beyond loopback");
-  CLI11_PARSE(app, argc, argv);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    if (error.get_exit_code() == 0) return app.exit(error);  // --help
+    spdlog::error("{}", error.what());
+    return kUsageError;
+  }
+  if (flags.device != "cpu") {
+    spdlog::error("device '{}': this worker carries models on cpu only", flags.device);
+    return kUsageError;
+  }
   for (const std::string& address : {flags.listen, flags.data_listen}) {
     if (address.empty()) continue;
     const absl::Status allowed = CheckAddressAllowed(address, flags.insecure);
     if (!allowed.ok()) {
       spdlog::error("{}", std::string(allowed.message()));
-      return 2;
+      return kUsageError;
     }
   }
   return Serve(flags, std::move(loader));

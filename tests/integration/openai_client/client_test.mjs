@@ -1,4 +1,4 @@
-// The unmodified `openai` client against a Packtrain server.
+// The unmodified `openai` client against our HTTP API with scripted answers.
 //
 //   node client_test.mjs SERVER_BINARY     starts the scripted server and talks to it
 //
@@ -9,16 +9,9 @@ import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 
-const SKIPPED = 77;
+import { loadClient, runTests } from './harness.mjs';
 
-let OpenAI;
-try {
-  ({ default: OpenAI } = await import('openai'));
-} catch (error) {
-  console.log(`skipped: ${error.message} (run npm ci in tests/integration/openai_client)`);
-  process.exit(SKIPPED);
-}
-
+const OpenAI = await loadClient();
 const server = spawn(process.argv[2], { stdio: ['pipe', 'pipe', 'inherit'] });
 const [line] = await once(server.stdout, 'data');
 const port = Number(/^port (\d+)/.exec(line.toString())[1]);
@@ -117,16 +110,7 @@ const tests = {
   },
 };
 
-let failed = 0;
-for (const [name, test] of Object.entries(tests)) {
-  try {
-    await test();
-    console.log(`ok      ${name}`);
-  } catch (error) {
-    failed += 1;
-    console.log(`FAILED  ${name}\n${error.stack}`);
-  }
-}
+const failed = await runTests(tests);
 server.stdin.end();
 await once(server, 'exit');
 process.exit(failed === 0 ? 0 : 1);
