@@ -59,7 +59,8 @@ uint32_t SpinMicroseconds(const std::vector<std::unique_ptr<FleetWorker>>& worke
   int spinners = 0;
   for (const auto& w : workers) {
     if (w->peer().host_id() != host_id) continue;
-    spinners += w->plan().threads > 0 ? w->plan().threads : cores;
+    const bool computes = w->plan().device == "cpu";
+    spinners += !computes ? 1 : w->plan().threads > 0 ? w->plan().threads : cores;
     if (w->stage()) continue;
     // Beside those that compute, one waits for each stage, and one of these computes too.
     for (const auto& stage : workers) {

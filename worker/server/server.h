@@ -6,8 +6,7 @@
 
 namespace packtrain {
 
-// Runs until SIGTERM, SIGINT or a coordinator's Shutdown; with --probe, prints the facts of the
-// host (common/config/host_facts.h) instead. Returns the exit status.
+// Runs until SIGTERM, SIGINT or a coordinator's Shutdown. Returns the exit status.
 int RunWorker(int argc, char** argv, ModelLoader loader);
 
 }  // namespace packtrain
