@@ -30,7 +30,29 @@ void EncodeSampling(const SamplingParams& in, v1::SamplingParams* out) {
   out->set_choice(in.choice);
 }
 
-SamplingParams DecodeSampling(const v1::SamplingParams& in) {
+// Refuses values outside [low, high) with a message that says where.
+class RangeChecker {
+ public:
+  explicit RangeChecker(uint64_t step_id) : step_id_(step_id) {}
+
+  absl::Status Check(std::string_view field, int64_t value, int64_t low, int64_t high) const {
+    if (value >= low && value < high) return absl::OkStatus();
+    return absl::InvalidArgumentError(
+        absl::StrFormat("step %d: %s %d is not in [%d, %d)", step_id_, field, value, low, high));
+  }
+  // Within [low, high]; NaN never is.
+  absl::Status CheckFloat(std::string_view field, float value, float low, float high) const {
+    if (value >= low && value <= high) return absl::OkStatus();
+    return absl::InvalidArgumentError(
+        absl::StrFormat("step %d: %s %g is not in [%g, %g]", step_id_, field, value, low, high));
+  }
+
+ private:
+  uint64_t step_id_;
+};
+
+absl::StatusOr<SamplingParams> DecodeSampling(const v1::SamplingParams& in,
+                                              const RangeChecker& range) {
   SamplingParams out;
   out.temperature = in.temperature();
   out.top_k = in.top_k();
@@ -43,27 +65,21 @@ SamplingParams DecodeSampling(const v1::SamplingParams& in) {
   for (const v1::LogitBias& b : in.logit_bias()) out.logit_bias.push_back({b.token_id(), b.bias()});
   out.seed = in.seed();
   out.choice = in.choice();
+  constexpr float kMax = std::numeric_limits<float>::max();
+  RETURN_IF_ERROR(range.CheckFloat("temperature", out.temperature, 0, kMax));
+  RETURN_IF_ERROR(range.CheckFloat("top_p", out.top_p, 0, 1));
+  RETURN_IF_ERROR(range.CheckFloat("min_p", out.min_p, 0, 1));
+  RETURN_IF_ERROR(range.CheckFloat("repetition_penalty", out.repetition_penalty, 0, kMax));
+  RETURN_IF_ERROR(range.CheckFloat("presence_penalty", out.presence_penalty, -kMax, kMax));
+  RETURN_IF_ERROR(range.CheckFloat("frequency_penalty", out.frequency_penalty, -kMax, kMax));
+  for (const LogitBias& b : out.logit_bias) {
+    RETURN_IF_ERROR(range.CheckFloat("logit_bias", b.bias, -kMax, kMax));
+  }
   return out;
 }
 
-// Refuses values outside [low, high) with a message that says where.
-class RangeChecker {
- public:
-  explicit RangeChecker(uint64_t step_id) : step_id_(step_id) {}
-
-  absl::Status Check(std::string_view field, int64_t value, int64_t low, int64_t high) const {
-    if (value >= low && value < high) return absl::OkStatus();
-    return absl::InvalidArgumentError(
-        absl::StrFormat("step %d: %s %d is not in [%d, %d)", step_id_, field, value, low, high));
-  }
-
- private:
-  uint64_t step_id_;
-};
-
 absl::StatusOr<StepSequence> DecodeSequence(const v1::StepSequence& in, const StepLimits& limits,
                                             const RangeChecker& range) {
-  constexpr int64_t kMaxToken = std::numeric_limits<int32_t>::max();
   constexpr int64_t kMaxPosition = std::numeric_limits<int32_t>::max() / 2;
   StepSequence s;
   s.slot = in.slot();
@@ -72,21 +88,28 @@ absl::StatusOr<StepSequence> DecodeSequence(const v1::StepSequence& in, const St
   RETURN_IF_ERROR(range.Check("start", s.start, 0, kMaxPosition));
   s.tokens.assign(in.tokens().begin(), in.tokens().end());
   for (TokenId token : s.tokens) {
-    RETURN_IF_ERROR(range.Check("token id", token, 0, kMaxToken));
+    RETURN_IF_ERROR(range.Check("token id", token, 0, limits.vocab_size));
   }
   s.token_from_step = in.token_from_step();
   if (in.has_begin()) {
     SequenceStart& begin = s.begin.emplace();
-    begin.sampling = DecodeSampling(in.begin().sampling());
+    ASSIGN_OR_RETURN(begin.sampling, DecodeSampling(in.begin().sampling(), range));
     begin.prompt_tokens = in.begin().prompt_tokens();
+    RETURN_IF_ERROR(range.Check("prompt_tokens", begin.prompt_tokens, 0, kMaxPosition));
     begin.history.assign(in.begin().history().begin(), in.begin().history().end());
     RETURN_IF_ERROR(range.Check("length of history", static_cast<int64_t>(begin.history.size()),
                                 s.start, int64_t{s.start} + 1));
+    for (TokenId token : begin.history) {
+      RETURN_IF_ERROR(range.Check("token id of history", token, 0, limits.vocab_size));
+    }
   }
   s.first_page = in.first_page();
   RETURN_IF_ERROR(range.Check("first_page", s.first_page, 0, kMaxPosition / kPagePositions));
   s.pages.assign(in.pages().begin(), in.pages().end());
   for (int32_t page : s.pages) RETURN_IF_ERROR(range.Check("page", page, 0, limits.num_pages));
+  RETURN_IF_ERROR(range.Check("length of the page table",
+                              s.first_page + static_cast<int64_t>(s.pages.size()), 0,
+                              int64_t{limits.num_pages} + 1));
   for (const v1::PageCopy& copy : in.page_copies()) {
     RETURN_IF_ERROR(range.Check("copied page", copy.from(), 0, limits.num_pages));
     RETURN_IF_ERROR(range.Check("target page", copy.to(), 0, limits.num_pages));
@@ -99,7 +122,7 @@ absl::StatusOr<StepSequence> DecodeSequence(const v1::StepSequence& in, const St
   RETURN_IF_ERROR(range.Check("output kind", in.output(), 0, 4));
   s.output = static_cast<StepOutputKind>(in.output());
   s.next_token = in.next_token();
-  RETURN_IF_ERROR(range.Check("next_token", s.next_token, -1, kMaxToken));
+  RETURN_IF_ERROR(range.Check("next_token", s.next_token, -1, limits.vocab_size));
   s.top_logprobs = in.top_logprobs();
   RETURN_IF_ERROR(range.Check("top_logprobs", s.top_logprobs, -1, 1001));
   return s;

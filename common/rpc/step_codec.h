@@ -19,6 +19,7 @@ struct StepLimits {
   int num_pages = 0;
   int num_snapshots = 0;
   int max_tokens = 0;  // rows of one step
+  int vocab_size = 0;
 };
 
 void EncodeStep(const Step& step, uint64_t epoch, v1::Step* out);

@@ -105,18 +105,22 @@ class ParallelReader {
   }
 
   absl::Status Wait(int threads, uint64_t total,
-                    const std::function<void(uint64_t, uint64_t)>& progress) {
+                    const std::function<bool(uint64_t, uint64_t)>& progress) {
     MutexLock lock(&mutex_);
-    while (finished_ < threads) {
+    while (true) {
+      const bool go_on = !progress || progress(done_.load(), total);
+      if (finished_ == threads) return status_;
+      if (!go_on) FailLocked(absl::CancelledError("reading was cancelled"));
       changed_.WaitUntil(&mutex_, std::chrono::steady_clock::now() + kProgressEvery);
-      if (progress) progress(done_.load(), total);
     }
-    return status_;
   }
 
  private:
   void Fail(const absl::Status& status) {
     MutexLock lock(&mutex_);
+    FailLocked(status);
+  }
+  void FailLocked(const absl::Status& status) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
     if (status_.ok()) status_ = status;
     failed_ = true;
   }
@@ -136,7 +140,7 @@ class ParallelReader {
 
 absl::Status ReadDirect(const std::vector<std::string>& paths, std::vector<DirectRead> reads,
                         int threads,
-                        const std::function<void(uint64_t done, uint64_t total)>& progress) {
+                        const std::function<bool(uint64_t done, uint64_t total)>& progress) {
   std::vector<InputFile> files(paths.size());
   for (size_t i = 0; i < paths.size(); ++i) RETURN_IF_ERROR(files[i].Open(paths[i]));
   std::sort(reads.begin(), reads.end(), [](const DirectRead& a, const DirectRead& b) {

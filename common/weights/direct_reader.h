@@ -22,11 +22,12 @@ struct DirectRead {
 
 // Direct reads (O_DIRECT) by `threads` threads; files on filesystems that refuse them are read
 // through the page cache, which is asked to forget them at once. Beside the targets it takes 8 MiB
-// per thread. `progress` (may be empty) is called by the calling thread some times a second.
+// per thread. `progress` (may be empty) is called by the calling thread some times a second and at
+// the end; when it returns false the reading ends with CANCELLED.
 // Errors: NOT_FOUND or PERMISSION_DENIED for a file that cannot be opened, DATA_LOSS naming file,
 // offset and cause for one that cannot be read or is too short.
 absl::Status ReadDirect(const std::vector<std::string>& paths, std::vector<DirectRead> reads,
                         int threads,
-                        const std::function<void(uint64_t done, uint64_t total)>& progress);
+                        const std::function<bool(uint64_t done, uint64_t total)>& progress);
 
 }  // namespace packtrain

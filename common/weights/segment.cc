@@ -16,6 +16,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "common/base/host_limits.h"
 #include "common/base/status_macros.h"
 #include "common/weights/direct_reader.h"
 #include "common/weights/gguf.h"
@@ -25,6 +26,8 @@ namespace {
 
 constexpr uint64_t kHugePage = 2 << 20;
 constexpr uint64_t kAlignment = 64;
+// Of a finished segment: without those on its size a mapping could be made to fault.
+constexpr int kSeals = F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE | F_SEAL_SEAL;
 
 uint64_t RoundUp(uint64_t value, uint64_t to) { return (value + to - 1) / to * to; }
 
@@ -129,23 +132,30 @@ SegmentLayout PlanSegment(const GgufFile& file, std::span<const GgufTensor* cons
   return layout;
 }
 
-absl::StatusOr<int> CreateSegment(uint64_t bytes) {
-  const uint64_t huge = MemInfo("HugePages_Free", kHugePage) - MemInfo("HugePages_Rsvd", kHugePage);
-  const bool use_huge = huge >= bytes;
-  const uint64_t available = MemInfo("MemAvailable", 1024);
-  if (!use_huge && bytes > available) {
-    return absl::ResourceExhaustedError(absl::StrFormat(
-        "weights need %.1f GiB of memory, %.1f GiB are available",
-        static_cast<double>(bytes) / (1 << 30), static_cast<double>(available) / (1 << 30)));
+absl::StatusOr<std::vector<int>> CreateSegments(std::span<const uint64_t> bytes) {
+  // Reserved huge pages are no part of what the host has available.
+  uint64_t huge = MemInfo("HugePages_Free", kHugePage) - MemInfo("HugePages_Rsvd", kHugePage);
+  std::vector<bool> use_huge;
+  uint64_t ordinary = 0;
+  for (const uint64_t size : bytes) {
+    use_huge.push_back(size <= huge);
+    if (use_huge.back()) {
+      huge -= size;
+    } else {
+      ordinary += size;
+    }
   }
-  const unsigned huge_flags = use_huge ? MFD_HUGETLB | MFD_HUGE_2MB : 0U;
-  const int fd = memfd_create("packtrain-weights", MFD_CLOEXEC | MFD_ALLOW_SEALING | huge_flags);
-  if (fd < 0) return SystemError("memfd_create");
-  if (ftruncate(fd, static_cast<off_t>(bytes)) != 0) {
-    close(fd);
-    return SystemError(absl::StrCat("segment of ", bytes, " bytes"));
+  RETURN_IF_ERROR(CheckMemory(ReadMemoryLimits(""), ordinary, "weights in RAM"));
+  std::vector<int> fds;
+  for (size_t i = 0; i < bytes.size(); ++i) {
+    const unsigned flags = use_huge[i] ? MFD_HUGETLB | MFD_HUGE_2MB : 0U;
+    fds.push_back(memfd_create("packtrain-weights", MFD_CLOEXEC | MFD_ALLOW_SEALING | flags));
+    if (fds.back() >= 0 && ftruncate(fds.back(), static_cast<off_t>(bytes[i])) == 0) continue;
+    const absl::Status status = SystemError(absl::StrCat("segment of ", bytes[i], " bytes"));
+    for (const int fd : fds) close(fd);
+    return status;
   }
-  return fd;
+  return fds;
 }
 
 absl::StatusOr<std::unique_ptr<Segment>> Segment::Open(int fd, const GgufFile& file,
@@ -163,9 +173,13 @@ absl::StatusOr<std::unique_ptr<Segment>> Segment::Open(int fd, const GgufFile& f
   }
   auto segment = std::unique_ptr<Segment>(new Segment);
   segment->was_filled_ = (seals & F_SEAL_WRITE) != 0;
+  if (segment->was_filled_ && (seals & kSeals) != kSeals) {
+    return absl::FailedPreconditionError(
+        absl::StrFormat("weight segment has seals 0x%x, a finished one has 0x%x", seals, kSeals));
+  }
   if (!segment->was_filled_) {
     RETURN_IF_ERROR(Fill(fd, file, layout, options));
-    if (fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE | F_SEAL_SEAL) != 0) {
+    if (fcntl(fd, F_ADD_SEALS, kSeals) != 0) {
       return SystemError("sealing the weight segment");
     }
   }

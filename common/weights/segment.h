@@ -39,22 +39,25 @@ struct SegmentLayout {
 // The same for the same file and tensors, in this and any other process.
 SegmentLayout PlanSegment(const GgufFile& file, std::span<const GgufTensor* const> tensors);
 
-// An unfilled segment: a close-on-exec descriptor that the caller owns. In huge pages if enough are
-// reserved. Errors: RESOURCE_EXHAUSTED if that much memory is not available.
-absl::StatusOr<int> CreateSegment(uint64_t bytes);
+// Unfilled segments: close-on-exec descriptors that the caller owns. Each is in huge pages if
+// enough of them are reserved. Errors: RESOURCE_EXHAUSTED, with the numbers, if host and control
+// group cannot hold all of them together.
+absl::StatusOr<std::vector<int>> CreateSegments(std::span<const uint64_t> bytes);
 
 struct SegmentFillOptions {
   int threads = 4;  // that read; each takes 8 MiB of buffer
-  // Bytes done and in total; some times a second, from the calling thread.
-  std::function<void(uint64_t done, uint64_t total)> progress;
+  // Bytes done and in total; some times a second and at the end, from the calling thread. False
+  // ends the filling.
+  std::function<bool(uint64_t done, uint64_t total)> progress;
 };
 
 // A finished segment, mapped read-only.
 class Segment {
  public:
   // Fills the segment behind `fd` (borrowed) by parallel direct reads and seals it; if it is sealed
-  // already, only maps it. Errors: FAILED_PRECONDITION if it holds something else, DATA_LOSS if
-  // the file is shorter than its header says, RESOURCE_EXHAUSTED.
+  // already, only maps it. Errors: FAILED_PRECONDITION if it holds something else or could still be
+  // changed by others, DATA_LOSS if the file is shorter than its header says, CANCELLED by
+  // `progress`, RESOURCE_EXHAUSTED.
   static absl::StatusOr<std::unique_ptr<Segment>> Open(int fd, const GgufFile& file,
                                                        const SegmentLayout& layout,
                                                        const SegmentFillOptions& options);

@@ -1,9 +1,9 @@
 #include "coordinator/fleet/fleet_messages.h"
 
 #include <algorithm>
-#include <thread>
+#include <limits>
 
-#include "absl/strings/str_cat.h"
+#include "common/base/host_limits.h"
 #include "common/base/status_macros.h"
 #include "common/model/weight_segment.h"
 #include "common/weights/gguf.h"
@@ -50,14 +50,25 @@ uint64_t DecodeBytes(const DeploymentPlan& plan) {
   return sizeof(float) * static_cast<uint64_t>(std::max(plan.hidden_dim, 1));
 }
 
-uint32_t SpinMicroseconds(const DeploymentPlan& plan) {
-  constexpr uint32_t kSpin = 50;
-  const int cores = static_cast<int>(std::thread::hardware_concurrency());
-  int spinners = 1;
-  for (const WorkerPlan& w : plan.workers) {
-    if (w.address.empty()) spinners += w.threads > 0 ? w.threads : cores;
+uint32_t SpinMicroseconds(const std::vector<std::unique_ptr<FleetWorker>>& workers,
+                          const std::string& host_id) {
+  int cores = std::numeric_limits<int>::max();
+  for (const auto& w : workers) {
+    if (w->peer().host_id() == host_id) cores = std::min(cores, w->cores());
   }
-  return spinners <= cores ? kSpin : 0;
+  int spinners = 0;
+  for (const auto& w : workers) {
+    if (w->peer().host_id() != host_id) continue;
+    const bool computes = w->plan().device == "cpu";
+    spinners += !computes ? 1 : w->plan().threads > 0 ? w->plan().threads : cores;
+    if (w->stage()) continue;
+    // Beside those that compute, one waits for each stage, and one of these computes too.
+    for (const auto& stage : workers) {
+      spinners += stage->stage() && ServesStage(w->plan(), stage->plan());
+    }
+    --spinners;
+  }
+  return static_cast<uint32_t>(SpinBudget(spinners, cores));
 }
 
 bool ServesStage(const WorkerPlan& experts, const WorkerPlan& stage) {
@@ -67,23 +78,21 @@ bool ServesStage(const WorkerPlan& experts, const WorkerPlan& stage) {
                      });
 }
 
-absl::Status CreateSegments(const DeploymentPlan& plan,
-                            std::vector<std::unique_ptr<FleetWorker>>* workers) {
+absl::Status CreateWorkerSegments(const DeploymentPlan& plan,
+                                  std::vector<std::unique_ptr<FleetWorker>>* workers) {
   ASSIGN_OR_RETURN(const auto file, GgufFile::Open(plan.model_path));
   ASSIGN_OR_RETURN(const ModelConfig config, ReadModelConfig(*file));
   ASSIGN_OR_RETURN(const ModelTensors tensors, ModelTensors::Resolve(config, *file));
+  std::vector<FleetWorker*> local;
+  std::vector<uint64_t> sizes;
   for (auto& worker : *workers) {
     // A GPU's weights go to the GPU.
     if (!worker->local() || worker->plan().device != "cpu") continue;
-    const SegmentLayout layout =
-        PlanShardSegment(*file, config, tensors, ShardsOf(plan, worker->plan()));
-    const auto fd = CreateSegment(layout.bytes);
-    if (!fd.ok()) {
-      return absl::Status(fd.status().code(),
-                          absl::StrCat(worker->name(), ": ", std::string(fd.status().message())));
-    }
-    worker->set_segment_fd(*fd);
+    local.push_back(worker.get());
+    sizes.push_back(PlanShardSegment(*file, config, tensors, ShardsOf(plan, worker->plan())).bytes);
   }
+  ASSIGN_OR_RETURN(const std::vector<int> fds, CreateSegments(sizes));
+  for (size_t i = 0; i < local.size(); ++i) local[i]->set_segment_fd(fds[i]);
   return absl::OkStatus();
 }
 
@@ -94,7 +103,7 @@ v1::CoordinatorMessage LoadMessage(const DeploymentPlan& plan, const FleetWorker
   load->set_model_path(plan.model_path);
   load->set_threads(static_cast<uint32_t>(worker.plan().threads));
   load->set_segment_fd(worker.segment_fd());
-  load->set_spin_us(worker.local() ? spin_us : 0);
+  load->set_spin_us(spin_us);
   if (worker.stage()) {
     v1::StageSpec* stage = load->mutable_stage();
     SetRange(worker.plan().layers, stage->mutable_layers());

@@ -21,16 +21,17 @@ using LinkNames = std::map<std::pair<FleetWorker*, FleetWorker*>, std::string>;
 // Payload of a hop that carries one token.
 uint64_t DecodeBytes(const DeploymentPlan& plan);
 
-// How long threads may spin: 0 if all threads of the workers started here together with the
-// coordinator outnumber the cores.
-uint32_t SpinMicroseconds(const DeploymentPlan& plan);
+// How long threads of the workers on one host may spin: 0 if all of them together would leave no
+// core. `host_id` as the workers that joined have told it.
+uint32_t SpinMicroseconds(const std::vector<std::unique_ptr<FleetWorker>>& workers,
+                          const std::string& host_id);
 
 bool ServesStage(const WorkerPlan& experts, const WorkerPlan& stage);
 
 // A weight segment for each worker that is started here, sized by the file's headers.
-// Errors: what reading the model says; RESOURCE_EXHAUSTED.
-absl::Status CreateSegments(const DeploymentPlan& plan,
-                            std::vector<std::unique_ptr<FleetWorker>>* workers);
+// Errors: what reading the model says; RESOURCE_EXHAUSTED if this host cannot hold all of them.
+absl::Status CreateWorkerSegments(const DeploymentPlan& plan,
+                                  std::vector<std::unique_ptr<FleetWorker>>* workers);
 
 v1::CoordinatorMessage LoadMessage(const DeploymentPlan& plan, const FleetWorker& worker,
                                    uint32_t spin_us);

@@ -6,10 +6,12 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstdlib>
 #include <deque>
 #include <filesystem>
+#include <limits>
 #include <map>
 #include <optional>
 #include <thread>
@@ -36,6 +38,9 @@ constexpr std::chrono::seconds kStartTimeout(20);
 constexpr std::chrono::seconds kConnectTimeout(30);
 constexpr std::chrono::milliseconds kHealthEvery(300);
 constexpr std::chrono::milliseconds kHealthTimeout(1400);  // both together below 2 s
+constexpr std::chrono::seconds kDrainTimeout(1);  // a layer's worth of work; the rest is cancelled
+constexpr std::chrono::seconds kShutdownTimeout(2);
+constexpr std::chrono::seconds kTerminateTimeout(1);
 constexpr int kReplacementsMax = 5;  // in a row, without a single good step between
 
 // Above every epoch of an earlier coordinator, unlike those of one that started at the same time.
@@ -157,15 +162,59 @@ class FleetPipeline::Impl {
     while (Watch()) {
       if (state() == FleetState::kReady) Recover();
     }
-    for (auto& worker : workers_) worker->Shutdown();
-    {
-      MutexLock submit_lock(&submit_mutex_);
-      stages_.clear();
-    }
-    workers_.clear();
+    StopWorkers();
     if (!directory_.empty()) std::filesystem::remove_all(directory_);
     SetState(FleetState::kStopped, absl::CancelledError("the deployment was stopped"));
     FailPending();
+  }
+
+  // Lets steps that are being computed end, then the processes: asked over their streams, asked by
+  // a signal, killed.
+  void StopWorkers() {
+    std::vector<WorkerConnection*> stages;
+    {
+      MutexLock submit_lock(&submit_mutex_);
+      stages.swap(stages_);
+    }
+    Drain(stages);
+    for (auto& worker : workers_) worker->Shutdown();
+    if (!WaitEnded(kShutdownTimeout)) {
+      for (auto& worker : workers_) worker->Terminate();
+      WaitEnded(kTerminateTimeout);
+    }
+    workers_.clear();
+  }
+
+  void Drain(const std::vector<WorkerConnection*>& stages) {
+    {
+      MutexLock lock(&mutex_);
+      if (broken_ || pending_.empty()) return;
+    }
+    v1::CoordinatorMessage cancel, drain;
+    cancel.mutable_cancel()->set_through_step(std::numeric_limits<uint64_t>::max());
+    drain.mutable_drain();
+    for (WorkerConnection* stage : stages) {
+      stage->Send(cancel);
+      stage->Begin(drain, v1::WorkerMessage::kDrained);
+    }
+    const Clock::time_point deadline = Clock::now() + kDrainTimeout;
+    for (WorkerConnection* stage : stages) {
+      const auto left =
+          std::chrono::duration_cast<std::chrono::milliseconds>(deadline - Clock::now());
+      const absl::Status status =
+          stage->Finish(std::max(left, std::chrono::milliseconds(0))).status();
+      if (!status.ok()) spdlog::debug("{}: {}", plan_.name, std::string(status.message()));
+    }
+  }
+
+  bool WaitEnded(std::chrono::milliseconds timeout) {
+    const auto ended = [](const auto& worker) { return worker->ended(); };
+    const Clock::time_point deadline = Clock::now() + timeout;
+    while (!std::all_of(workers_.begin(), workers_.end(), ended)) {
+      if (Clock::now() >= deadline) return false;
+      std::this_thread::sleep_for(std::chrono::milliseconds(5));
+    }
+    return true;
   }
 
   bool stopping() const {
@@ -203,7 +252,7 @@ class FleetPipeline::Impl {
           w, FleetWorker::Options{plan_.name, binary, directory_, data_host, plan_.insecure}));
     }
     if (!options_.create_segments) return absl::OkStatus();
-    return CreateSegments(plan_, &workers_);
+    return CreateWorkerSegments(plan_, &workers_);
   }
 
   static absl::Status Named(const std::string& worker, const absl::Status& status) {
@@ -256,8 +305,9 @@ class FleetPipeline::Impl {
 
   absl::Status Load(const std::vector<FleetWorker*>& workers) {
     for (FleetWorker* w : workers) {
-      w->connection()->Begin(LoadMessage(plan_, *w, SpinMicroseconds(plan_)),
-                             v1::WorkerMessage::kLoaded);
+      w->connection()->Begin(
+          LoadMessage(plan_, *w, SpinMicroseconds(workers_, w->peer().host_id())),
+          v1::WorkerMessage::kLoaded);
     }
     return FinishAll(workers, options_.load_timeout);
   }
@@ -369,7 +419,10 @@ class FleetPipeline::Impl {
     }
     std::string details = std::string(cause.message());
     for (auto& worker : workers_) {
-      if (worker->lost) details = absl::StrCat(worker->name(), ": ", worker->Diagnose(details));
+      if (!worker->lost) continue;
+      details = absl::StrCat(worker->name(), ": ", worker->Diagnose(details));
+      // Somebody may be writing a step to it.
+      if (worker->connection() != nullptr) worker->connection()->Abort();
     }
     spdlog::warn("{}: {}", plan_.name, details);
     cause = absl::UnavailableError(details);

@@ -48,6 +48,7 @@ absl::Status FleetWorker::Start(uint64_t epoch, WorkerConnection::Events events,
   ASSIGN_OR_RETURN(const v1::WorkerMessage answer,
                    connection_->Call(message, v1::WorkerMessage::kJoined, timeout));
   peer_ = answer.joined().peer();
+  cores_ = static_cast<int>(answer.joined().device().cores());
   return absl::OkStatus();
 }
 
@@ -57,7 +58,14 @@ void FleetWorker::Stop() {
 }
 
 void FleetWorker::Shutdown() {
-  if (local() && process_ != nullptr) process_->Terminate();
+  if (process_ == nullptr) return;
+  v1::CoordinatorMessage message;
+  message.mutable_shutdown();
+  if (lost || connection_ == nullptr || !connection_->Send(message)) process_->Terminate();
+}
+
+void FleetWorker::Terminate() {
+  if (process_ != nullptr) process_->Terminate();
 }
 
 std::string FleetWorker::Diagnose(const std::string& why) {

@@ -21,7 +21,8 @@ class FleetWorker {
     std::string deployment;
     std::string binary;
     std::string socket_directory;
-    std::string data_host;  // where other hosts reach workers of this one; empty: no other hosts
+    // Where other hosts reach workers of this one; empty: no other hosts.
+    std::string data_host = {};
     bool insecure = false;
   };
 
@@ -33,10 +34,14 @@ class FleetWorker {
   // and connection are ended. Called from the thread that lives as long as the fleet.
   absl::Status Start(uint64_t epoch, WorkerConnection::Events events,
                      std::chrono::milliseconds timeout, const std::function<bool()>& keep_waiting);
-  // Ends the connection and the process started here.
+  // Ends the connection and the process started here, at once.
   void Stop();
-  // Tells a worker started here to end.
+  // Tells a process started here to end: over the stream, and if that is gone by a signal.
   void Shutdown();
+  // Tells it once more, by the signal that cannot be overheard by a stream that hangs.
+  void Terminate();
+  // Whether no process of ours runs.
+  bool ended() { return process_ == nullptr || !process_->Ended().empty(); }
 
   // Adds what is known about the end of the process to `why`.
   std::string Diagnose(const std::string& why);
@@ -46,6 +51,7 @@ class FleetWorker {
   bool local() const { return plan_.address.empty(); }
   bool stage() const { return plan_.role == WorkerRole::kStage; }
   const v1::PeerInfo& peer() const { return peer_; }
+  int cores() const { return cores_; }  // that the worker may use
   void set_epoch(uint64_t epoch) { peer_.set_epoch(epoch); }
   // Null until started.
   WorkerConnection* connection() { return connection_.get(); }
@@ -61,6 +67,7 @@ class FleetWorker {
   int starts_ = 0;
   int segment_fd_ = -1;
   v1::PeerInfo peer_;
+  int cores_ = 0;
   std::unique_ptr<WorkerProcess> process_;
   std::unique_ptr<WorkerConnection> connection_;
 };

@@ -68,7 +68,7 @@ std::string FastestTransport(const std::vector<std::string>& candidates,
   for (const std::string& candidate : candidates) {
     if (TimeOf(measured, candidate, decode_bytes) > best * kTie) continue;
     const double time = TimeOf(measured, candidate, largest);
-    if (time * kTie < chosen_time || chosen_time == std::numeric_limits<double>::infinity()) {
+    if (time * kTie < chosen_time) {
       chosen = candidate;
       chosen_time = time;
     }

@@ -65,6 +65,8 @@ class WorkerConnection::Impl {
     return answer;
   }
 
+  void Abort() { context_.TryCancel(); }
+
   absl::Status CheckHealth(std::chrono::milliseconds timeout) {
     grpc::ClientContext context;
     context.set_deadline(std::chrono::system_clock::now() + timeout);
@@ -148,6 +150,7 @@ absl::StatusOr<v1::WorkerMessage> WorkerConnection::Call(const v1::CoordinatorMe
   Begin(request, answer);
   return Finish(timeout);
 }
+void WorkerConnection::Abort() { impl_->Abort(); }
 absl::Status WorkerConnection::CheckHealth(std::chrono::milliseconds timeout) {
   return impl_->CheckHealth(timeout);
 }

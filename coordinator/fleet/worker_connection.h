@@ -46,6 +46,9 @@ class WorkerConnection {
   void Begin(const v1::CoordinatorMessage& request, int answer);
   absl::StatusOr<v1::WorkerMessage> Finish(std::chrono::milliseconds timeout);
 
+  // Any thread: ends the stream at once, and with it a Send that hangs.
+  void Abort();
+
   // Asks the health service, on a channel of its own.
   absl::Status CheckHealth(std::chrono::milliseconds timeout);
 

@@ -22,4 +22,10 @@ std::string FuzzTokenizerFile(std::span<const std::byte> bytes);
 // The bytes as a YAML topology.
 std::string FuzzTopology(std::span<const std::byte> bytes);
 
+// The bytes as a message from the coordinator with a step in it.
+std::string FuzzStep(std::span<const std::byte> bytes);
+
+// The bytes as frames of tensors from another worker.
+std::string FuzzFrames(std::span<const std::byte> bytes);
+
 }  // namespace packtrain

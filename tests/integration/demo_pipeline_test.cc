@@ -1,9 +1,13 @@
 // Aim: the demo models give the same greedy tokens in one worker process, over several stages, with
-// an experts worker, and over gRPC; and a replaced worker goes on from its weight segment. Method:
-// real worker processes, prompt in two chunks, then steps whose tokens are forwarded.
+// an experts worker, over gRPC and with a stage elsewhere; and a replaced worker goes on from its
+// weight segment. Method: real worker processes, prompt in two chunks, then steps whose tokens are
+// forwarded.
 
+#include <arpa/inet.h>
 #include <gtest/gtest.h>
+#include <netinet/in.h>
 #include <signal.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include <condition_variable>
@@ -11,11 +15,13 @@
 #include <fstream>
 #include <map>
 #include <mutex>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "common/model/config.h"
 #include "common/weights/gguf.h"
 #include "coordinator/fleet/fleet_pipeline.h"
+#include "coordinator/fleet/worker_process.h"
 
 namespace packtrain {
 namespace {
@@ -80,6 +86,10 @@ class Deployment {
       ++slots_lost_;
       changed_.notify_all();
     };
+    options.progress = [this](const std::string& worker, uint64_t done, uint64_t) {
+      std::lock_guard lock(mutex_);
+      bytes_read_[worker] = done;
+    };
     options.state = [this](FleetState state, const std::string&) {
       std::lock_guard lock(mutex_);
       state_ = state;
@@ -97,6 +107,12 @@ class Deployment {
     std::unique_lock lock(mutex_);
     return changed_.wait_for(lock, std::chrono::seconds(60),
                              [&] { return slots_lost_ > 0 && state_ == FleetState::kReady; });
+  }
+
+  // What each worker has read from the model's file since it was last asked.
+  std::map<std::string, uint64_t> TakeBytesRead() {
+    std::lock_guard lock(mutex_);
+    return std::exchange(bytes_read_, {});
   }
 
   std::vector<TokenId> Generate() {
@@ -148,6 +164,7 @@ class Deployment {
   std::mutex mutex_;
   std::condition_variable changed_;
   std::map<uint64_t, StepResult> results_;
+  std::map<std::string, uint64_t> bytes_read_;
   FleetState state_ = FleetState::kStarting;
   int slots_lost_ = 0;
   uint64_t last_id_ = 0;
@@ -179,6 +196,9 @@ TEST_P(DemoPipelineTest, AReplacedWorkerServesFromItsSegment) {
   const absl::Status status = deployment.Start();
   ASSERT_TRUE(status.ok()) << status;
   const std::vector<TokenId> wanted = deployment.Generate();
+  const std::map<std::string, uint64_t> read = deployment.TakeBytesRead();
+  ASSERT_EQ(read.size(), 3u);
+  for (const auto& [worker, bytes] : read) EXPECT_GT(bytes, 0u) << worker;
   std::vector<pid_t> workers;
   for (const auto& task : std::filesystem::directory_iterator("/proc/self/task")) {
     std::ifstream in(task.path() / "children");
@@ -188,6 +208,58 @@ TEST_P(DemoPipelineTest, AReplacedWorkerServesFromItsSegment) {
   kill(workers[1], SIGKILL);
   ASSERT_TRUE(deployment.WaitRecovered());
   EXPECT_EQ(deployment.Generate(), wanted);
+  EXPECT_TRUE(deployment.TakeBytesRead().empty()) << "the replacement read the file again";
+}
+
+// A worker that somebody else has started, as on another host.
+class RemoteWorker {
+ public:
+  RemoteWorker() {
+    // A port that was free a moment ago.
+    const int probe = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    sockaddr_in address{};
+    address.sin_family = AF_INET;
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    socklen_t size = sizeof address;
+    EXPECT_EQ(bind(probe, reinterpret_cast<sockaddr*>(&address), size), 0);
+    EXPECT_EQ(getsockname(probe, reinterpret_cast<sockaddr*>(&address), &size), 0);
+    close(probe);
+    address_ = absl::StrCat("127.0.0.1:", ntohs(address.sin_port));
+    auto process =
+        WorkerProcess::Start(PACKTRAIN_BINARY_DIR "/bin/packtrain-worker",
+                             {"--listen", address_, "--device", "cpu", "--insecure"}, {});
+    EXPECT_TRUE(process.ok()) << process.status();
+    process_ = *std::move(process);
+  }
+  const std::string& address() const { return address_; }
+  std::string Ended() { return process_->Ended(); }
+
+ private:
+  std::string address_;
+  std::unique_ptr<WorkerProcess> process_;
+};
+
+TEST_P(DemoPipelineTest, AStageElsewhereGivesTheSameTokensAndOutlivesTheDeployment) {
+  const std::string path = std::string(PACKTRAIN_SOURCE_DIR "/deploy/demo/") + GetParam();
+  const ModelConfig config = ConfigOf(path);
+  std::vector<TokenId> wanted;
+  {
+    Deployment here(MakePlan(path, config, {1}));
+    ASSERT_TRUE(here.Start().ok());
+    wanted = here.Generate();
+  }
+  RemoteWorker remote;
+  for (int round = 0; round < 2; ++round) {
+    // Both are on this host, so it takes a pin to have the data on TCP too.
+    DeploymentPlan plan = MakePlan(path, config, {2, false, "grpc"});
+    plan.workers[1].address = remote.address();
+    plan.insecure = true;
+    Deployment deployment(std::move(plan));
+    const absl::Status status = deployment.Start();
+    ASSERT_TRUE(status.ok()) << status;
+    EXPECT_EQ(deployment.Generate(), wanted);
+    EXPECT_EQ(remote.Ended(), "");
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(

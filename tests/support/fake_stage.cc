@@ -158,10 +158,17 @@ TokenId FakeNextToken(const std::vector<TokenId>& ids, int layers, int expert_la
 
 absl::StatusOr<LoadedModel> LoadFakeModel(const LoadRequest& request, ExpertsClient* experts,
                                           const LoadProgress& progress) {
-  progress(1, 2);
-  progress(2, 2);
+  const int load_ms = Option(request.model_path, "load_ms", 1);
+  for (int ms = 0; ms < load_ms; ++ms) {
+    if (!progress(static_cast<uint64_t>(ms), static_cast<uint64_t>(load_ms))) {
+      return absl::CancelledError("loading was cancelled");
+    }
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+  progress(static_cast<uint64_t>(load_ms), static_cast<uint64_t>(load_ms));
   LoadedModel model;
   model.hidden_dim = kHiddenDim;
+  model.vocab_size = kFakeVocab;
   model.expert_top_k = 1;
   if (request.experts) {
     model.experts = std::make_unique<FakeExperts>();

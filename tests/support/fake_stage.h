@@ -17,8 +17,8 @@ inline constexpr int kFakeVocab = 97;
 // `expert_layer` on with experts.
 TokenId FakeNextToken(const std::vector<TokenId>& ids, int layers, int expert_layer = 1 << 20);
 
-// A loader for paths "fake:sleep_us=N,expert_layer=L": every Run sleeps N us; with L, each layer
-// from L on adds what the experts seam answers.
+// A loader for paths "fake:sleep_us=N,expert_layer=L,load_ms=M": every Run sleeps N us; with L,
+// each layer from L on adds what the experts seam answers; loading takes M ms.
 absl::StatusOr<LoadedModel> LoadFakeModel(const LoadRequest& request, ExpertsClient* experts,
                                           const LoadProgress& progress);
 

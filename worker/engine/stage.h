@@ -32,7 +32,7 @@ struct StageSpec {
   int num_slots = 0;
   int num_snapshots = 0;  // snapshots of recurrent state
   int max_tokens = 512;   // rows of the largest ubatch
-  int threads = 0;        // CPU: 0 = one per physical core
+  int threads = 0;        // CPU: 0 = one per hardware thread the process may use
   // MoE layers [first, last) whose routed experts are resident here; others go to `experts`.
   int resident_first = 0;
   int resident_last = 0;
@@ -84,6 +84,7 @@ class Stage {
 };
 
 // Bytes loaded so far of the total; called from the loading thread, at most some times a second.
-using LoadProgress = std::function<void(uint64_t done, uint64_t total)>;
+// False: loading is to end with CANCELLED.
+using LoadProgress = std::function<bool(uint64_t done, uint64_t total)>;
 
 }  // namespace packtrain

@@ -17,7 +17,7 @@ constexpr std::string_view kSelection = "selection";
 CpuStage::CpuStage(const ModelConfig& config, const StageSpec& spec, const CpuStageOptions& options)
     : config_(config),
       spec_(spec),
-      pool_(spec.threads),
+      pool_(ThreadPoolOptions{.num_threads = spec.threads, .spin_us = options.spin_us}),
       cache_(config, spec.first_layer, spec.last_layer, spec.kv_cache, spec.num_pages),
       state_(config, spec.first_layer, spec.last_layer, spec.num_slots, spec.num_snapshots),
       run_(config, OpContext{.kernels = options.kernels, .pool = &pool_}) {

@@ -19,6 +19,7 @@ struct CpuStageOptions {
   const CpuKernels* kernels = nullptr;
   // Serves the MoE layers outside [resident_first, resident_last); may be null if there are none.
   ExpertsClient* experts = nullptr;
+  int spin_us = -1;  // as in ThreadPoolOptions
 };
 
 class CpuStage : public Stage {

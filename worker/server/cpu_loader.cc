@@ -5,7 +5,7 @@
 
 #include <algorithm>
 #include <cstdlib>
-#include <thread>
+#include <span>
 
 #include "absl/strings/str_format.h"
 #include "common/base/status_macros.h"
@@ -51,7 +51,8 @@ absl::Status LoadWeights(const LoadRequest& request, const LoadProgress& progres
       PlanShardSegment(*model->file, model->config, *model->tensors, shards);
   int own_fd = -1;
   if (request.segment_fd < 0) {
-    ASSIGN_OR_RETURN(own_fd, CreateSegment(layout.bytes));
+    ASSIGN_OR_RETURN(const std::vector<int> fds, CreateSegments(std::span(&layout.bytes, 1)));
+    own_fd = fds.front();
   }
   const int fd = own_fd >= 0 ? own_fd : request.segment_fd;
   auto segment =
@@ -85,10 +86,8 @@ absl::Status MakeExperts(const LoadRequest& request, CpuModel* model, LoadedMode
     }
   }
   RETURN_IF_ERROR(binder.status());
-  const int threads = request.threads > 0
-                          ? request.threads
-                          : std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
-  model->pool = std::make_unique<ThreadPool>(threads);
+  model->pool = std::make_unique<ThreadPool>(
+      ThreadPoolOptions{.num_threads = request.threads, .spin_us = request.spin_us});
   loaded->experts = std::make_unique<LocalExperts>(
       OpContext{.kernels = model->kernels, .pool = model->pool.get()}, first, std::move(layers));
   loaded->memory.weights = binder.bytes();
@@ -110,13 +109,15 @@ absl::StatusOr<LoadedModel> LoadCpuModel(const LoadRequest& request, ExpertsClie
   LoadedModel loaded;
   loaded.owner = model;
   loaded.hidden_dim = model->config.hidden_dim;
+  loaded.vocab_size = model->config.vocab_size;
   loaded.selection_dim = model->config.indexer.top_k;
   loaded.expert_top_k = model->config.moe.top_k;
   if (request.stage) {
     ASSIGN_OR_RETURN(
         loaded.stage,
-        CpuStage::Create(model->config, *model->tensors, *model->weights, *request.stage,
-                         {.kernels = model->kernels, .experts = experts}));
+        CpuStage::Create(
+            model->config, *model->tensors, *model->weights, *request.stage,
+            {.kernels = model->kernels, .experts = experts, .spin_us = request.spin_us}));
     loaded.memory = loaded.stage->memory();
     if (request.stage->has_head) loaded.sampling = MakeSampling();
   } else {

@@ -53,6 +53,7 @@ absl::StatusOr<LoadedModel> LoadCudaModel(const LoadRequest& request, ExpertsCli
   model->weights = std::make_unique<MappedWeights>(*model->file);
   LoadedModel loaded;
   loaded.hidden_dim = model->config.hidden_dim;
+  loaded.vocab_size = model->config.vocab_size;
   loaded.selection_dim = model->config.indexer.top_k;
   loaded.expert_top_k = model->config.moe.top_k;
   ASSIGN_OR_RETURN(

@@ -26,8 +26,9 @@ struct LoadRequest {
   std::string model_path;
   std::optional<StageSpec> stage;      // exactly one
   std::optional<ExpertsSpec> experts;  // of the two
-  int threads = 0;                     // 0: one per physical core
+  int threads = 0;                     // 0: one per hardware thread the process may use
   int segment_fd = -1;                 // borrowed; -1: the loader creates the segment
+  int spin_us = 0;                     // how long an idle thread may spin before it sleeps
 };
 
 struct LoadedModel {
@@ -37,6 +38,7 @@ struct LoadedModel {
   SamplingFunctions sampling;  // of a stage with the head
   StageMemory memory;
   int hidden_dim = 0;
+  int vocab_size = 0;
   int selection_dim = 0;  // indices per row that a hop may carry
   int expert_top_k = 0;   // 0: the model has no routed experts
 };

@@ -4,12 +4,15 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
+#include <exception>
 #include <fstream>
 #include <map>
 #include <thread>
 #include <utility>
 
 #include "absl/strings/str_format.h"
+#include "common/base/host_limits.h"
 #include "common/base/status_macros.h"
 #include "common/rpc/status.h"
 #include "common/rpc/step_codec.h"
@@ -18,6 +21,7 @@
 #include "worker/engine/experts_router.h"
 #include "worker/server/experts_servers.h"
 #include "worker/server/hop_meter.h"
+#include "worker/server/worker_messages.h"
 #include "worker/transport/grpc/grpc_transport.h"
 #include "worker/transport/shm/mailbox.h"
 #include "worker/transport/shm/shm_transport.h"
@@ -37,46 +41,6 @@ std::string HostId() {
   return boot_id + "/" + (length > 0 ? network : "");
 }
 
-v1::PeerInfo ToProto(const PeerInfo& in) {
-  v1::PeerInfo out;
-  out.set_worker_id(in.worker_id);
-  out.set_epoch(in.epoch);
-  out.set_host_id(in.host_id);
-  out.set_device(in.device);
-  out.set_data_address(in.data_address);
-  return out;
-}
-
-PeerInfo FromProto(const v1::PeerInfo& in) {
-  return {in.worker_id(), in.epoch(), in.host_id(), in.device(), in.data_address()};
-}
-
-StageSpec FromProto(const v1::StageSpec& in, uint32_t threads) {
-  StageSpec spec;
-  spec.first_layer = static_cast<int>(in.layers().first());
-  spec.last_layer = static_cast<int>(in.layers().last());
-  spec.embeds = in.embeds();
-  spec.has_head = in.has_head();
-  spec.kv_cache = static_cast<KvCacheType>(std::min(in.kv_cache(), 3U));
-  spec.num_pages = static_cast<int>(in.num_pages());
-  spec.num_slots = static_cast<int>(in.num_slots());
-  spec.num_snapshots = static_cast<int>(in.num_snapshots());
-  spec.max_tokens = static_cast<int>(in.max_tokens());
-  spec.threads = static_cast<int>(threads);
-  spec.resident_first = static_cast<int>(in.resident_experts().first());
-  spec.resident_last = static_cast<int>(in.resident_experts().last());
-  return spec;
-}
-
-std::vector<std::pair<int, int>> Ranges(
-    const google::protobuf::RepeatedPtrField<v1::LayerRange>& in) {
-  std::vector<std::pair<int, int>> out;
-  for (const v1::LayerRange& r : in) {
-    out.emplace_back(static_cast<int>(r.first()), static_cast<int>(r.last()));
-  }
-  return out;
-}
-
 }  // namespace
 
 class Worker::Impl {
@@ -89,7 +53,11 @@ class Worker::Impl {
         send_(std::move(send)) {
     transports_["grpc"] = MakeGrpcTransport(service_);
   }
-  ~Impl() { Disconnect(); }
+  ~Impl() {
+    stopping_ = true;
+    if (request_thread_.joinable()) request_thread_.join();
+    Disconnect();
+  }
 
   absl::Status Handle(const v1::CoordinatorMessage& message) {
     using Kind = v1::CoordinatorMessage::MessageCase;
@@ -99,21 +67,18 @@ class Worker::Impl {
     switch (message.message_case()) {
       case Kind::kJoin:
         return Join(message.join());
-      case Kind::kLoad:
-        return Answer("load", Load(message.load()));
-      case Kind::kMeasureHop:
-        return Answer("measure_hop", Measure(message.measure_hop()));
-      case Kind::kConnect:
-        return Answer("connect", Connect(message.connect()));
       case Kind::kStep:
         return SubmitStep(message.step());
       case Kind::kCancel:
-        if (engine_ != nullptr) engine_->Cancel(message.cancel().through_step());
+        if (!busy_ && engine_ != nullptr) engine_->Cancel(message.cancel().through_step());
         return absl::OkStatus();
-      case Kind::kDrain:
-        return Answer("drain", Drain());
       case Kind::kShutdown:
         return absl::CancelledError("shut down by the coordinator");
+      case Kind::kLoad:
+      case Kind::kMeasureHop:
+      case Kind::kConnect:
+      case Kind::kDrain:
+        return Begin(message);
       case Kind::MESSAGE_NOT_SET:
         break;
     }
@@ -121,16 +86,48 @@ class Worker::Impl {
   }
 
  private:
-  absl::Status Answer(const char* request, const absl::Status& status) {
-    if (status.ok()) return status;
-    spdlog::error("{}: {}: {}", self_.worker_id, request, std::string(status.message()));
+  // Runs a request in a thread of its own, so that the stream is heard meanwhile. What it changes
+  // is touched by no other message until it has been answered.
+  absl::Status Begin(const v1::CoordinatorMessage& message) {
+    if (busy_) {
+      return absl::InvalidArgumentError("a request came before the last one was answered");
+    }
+    if (request_thread_.joinable()) request_thread_.join();
+    busy_ = true;
+    request_thread_ = std::thread([this, message] {
+      absl::StatusOr<v1::WorkerMessage> answer = absl::InternalError("no answer");
+      try {
+        answer = Run(message);
+      } catch (const std::exception& e) {  // no memory for what was asked
+        answer = absl::ResourceExhaustedError(e.what());
+      }
+      if (!answer.ok()) answer = FailedMessage(message, answer.status());
+      busy_ = false;
+      send_(*answer);
+    });
+    return absl::OkStatus();
+  }
+
+  absl::StatusOr<v1::WorkerMessage> Run(const v1::CoordinatorMessage& message) {
+    if (message.has_load()) return Load(message.load());
+    if (message.has_measure_hop()) return Measure(message.measure_hop());
+    if (message.has_connect()) return Connect(message.connect());
+    return Drain();
+  }
+
+  v1::WorkerMessage FailedMessage(const v1::CoordinatorMessage& request,
+                                  const absl::Status& status) const {
+    const char* name = request.has_load()          ? "load"
+                       : request.has_measure_hop() ? "measure_hop"
+                       : request.has_connect()     ? "connect"
+                                                   : "drain";
+    spdlog::error("{}: {}: {}", self_.worker_id, name, std::string(status.message()));
     v1::WorkerMessage message;
     v1::Failed* failed = message.mutable_failed();
-    failed->set_request(request);
+    failed->set_request(name);
     failed->set_code(WireCode(status));
     failed->set_message(std::string(status.message()));
-    send_(message);
-    return absl::OkStatus();
+    return message;
   }
 
   absl::Status Join(const v1::Join& join) {
@@ -143,36 +140,26 @@ class Worker::Impl {
     v1::WorkerMessage message;
     *message.mutable_joined()->mutable_peer() = ToProto(self_);
     v1::DeviceFacts* device = message.mutable_joined()->mutable_device();
-    device->set_cores(std::thread::hardware_concurrency());
+    device->set_cores(static_cast<uint32_t>(UsableCpus()));
     device->set_memory_bytes(static_cast<uint64_t>(sysconf(_SC_PHYS_PAGES)) *
                              static_cast<uint64_t>(sysconf(_SC_PAGESIZE)));
     send_(message);
     return absl::OkStatus();
   }
 
-  absl::Status Load(const v1::Load& load) {
+  absl::StatusOr<v1::WorkerMessage> Load(const v1::Load& load) {
     Disconnect();
     model_ = {};
-    LoadRequest request;
+    ASSIGN_OR_RETURN(LoadRequest request, DecodeLoad(load));
     request.device = options_.device;
-    request.model_path = load.model_path();
-    request.threads = static_cast<int>(load.threads());
-    request.segment_fd = load.segment_fd();
-    if (load.has_stage()) {
-      request.stage = FromProto(load.stage(), load.threads());
-    } else if (load.has_experts()) {
-      request.experts = {Ranges(load.experts().layers()),
-                         static_cast<int>(load.experts().max_tokens())};
-    } else {
-      return absl::InvalidArgumentError("neither stage nor experts");
-    }
-    spin_ = std::chrono::microseconds(std::min(load.spin_us(), 1000U));
+    spin_ = std::chrono::microseconds(request.spin_us);
     transports_["shm"] = MakeShmTransport(spin_);
     const LoadProgress progress = [this](uint64_t done, uint64_t total) {
       v1::WorkerMessage message;
       message.mutable_load_progress()->set_bytes_done(done);
       message.mutable_load_progress()->set_bytes_total(total);
       send_(message);
+      return !stopping_;
     };
     ASSIGN_OR_RETURN(model_, loader_(request, &router_, progress));
     request_ = std::move(request);
@@ -183,8 +170,7 @@ class Worker::Impl {
     loaded->set_recurrent_bytes(model_.memory.recurrent);
     loaded->set_buffer_bytes(model_.memory.buffers);
     loaded->set_hidden_dim(static_cast<uint32_t>(model_.hidden_dim));
-    send_(message);
-    return absl::OkStatus();
+    return message;
   }
 
   absl::StatusOr<Transport*> Find(const std::string& name) {
@@ -193,7 +179,7 @@ class Worker::Impl {
     return absl::InvalidArgumentError(absl::StrFormat("unknown transport '%s'", name));
   }
 
-  absl::Status Measure(const v1::MeasureHop& measure) {
+  absl::StatusOr<v1::WorkerMessage> Measure(const v1::MeasureHop& measure) {
     v1::WorkerMessage message;
     v1::HopMeasured* measured = message.mutable_hop_measured();
     const std::vector<uint64_t> sizes(measure.payload_bytes().begin(),
@@ -206,7 +192,7 @@ class Worker::Impl {
       ASSIGN_OR_RETURN(Transport * transport, Find(name));
       ASSIGN_OR_RETURN(
           const std::vector<double> times,
-          MeasureHop(transport, self_, FromProto(measure.peer()), measure.initiator(), sizes));
+          MeasureHop(transport, self_, PeerFromProto(measure.peer()), measure.initiator(), sizes));
       for (size_t i = 0; i < sizes.size(); ++i) {
         v1::HopMeasured::Time* time = measured->add_times();
         time->set_transport(name);
@@ -214,8 +200,7 @@ class Worker::Impl {
         time->set_one_way_us(times[i]);
       }
     }
-    send_(message);
-    return absl::OkStatus();
+    return message;
   }
 
   void Disconnect() {
@@ -228,17 +213,17 @@ class Worker::Impl {
   absl::StatusOr<std::unique_ptr<ReceiveLink>> OpenReceive(const v1::Link& link, const char* name,
                                                            size_t max_bytes) {
     ASSIGN_OR_RETURN(Transport * transport, Find(link.transport()));
-    const PeerInfo peer = FromProto(link.peer());
+    const PeerInfo peer = PeerFromProto(link.peer());
     return transport->OpenReceive({peer.worker_id, self_.worker_id, name}, peer, max_bytes);
   }
   absl::StatusOr<std::unique_ptr<SendLink>> OpenSend(const v1::Link& link, const char* name,
                                                      size_t max_bytes) {
     ASSIGN_OR_RETURN(Transport * transport, Find(link.transport()));
-    const PeerInfo peer = FromProto(link.peer());
+    const PeerInfo peer = PeerFromProto(link.peer());
     return transport->OpenSend({self_.worker_id, peer.worker_id, name}, peer, max_bytes);
   }
 
-  absl::Status Connect(const v1::Connect& connect) {
+  absl::StatusOr<v1::WorkerMessage> Connect(const v1::Connect& connect) {
     if (model_.stage == nullptr && model_.experts == nullptr) {
       return absl::FailedPreconditionError("nothing is loaded");
     }
@@ -252,8 +237,7 @@ class Worker::Impl {
     RETURN_IF_ERROR(model_.stage != nullptr ? ConnectStage(connect) : ConnectExperts(connect));
     v1::WorkerMessage message;
     message.mutable_connected()->set_epoch(self_.epoch);
-    send_(message);
-    return absl::OkStatus();
+    return message;
   }
 
   absl::Status ConnectStage(const v1::Connect& connect) {
@@ -383,24 +367,27 @@ class Worker::Impl {
   }
 
   absl::Status SubmitStep(const v1::Step& step) {
+    if (busy_) return absl::InvalidArgumentError("step before the last request was answered");
     // Of an epoch that has ended meanwhile.
     if (step.epoch() != self_.epoch) return absl::OkStatus();
     if (engine_ == nullptr) return absl::InvalidArgumentError("step before connect");
     const StageSpec& spec = *request_.stage;
-    ASSIGN_OR_RETURN(Step decoded, DecodeStep(step, {spec.num_slots, spec.num_pages,
-                                                     spec.num_snapshots, spec.max_tokens}));
+    ASSIGN_OR_RETURN(Step decoded, DecodeStep(step, {.num_slots = spec.num_slots,
+                                                     .num_pages = spec.num_pages,
+                                                     .num_snapshots = spec.num_snapshots,
+                                                     .max_tokens = spec.max_tokens,
+                                                     .vocab_size = model_.vocab_size}));
     engine_->Submit(std::move(decoded));
     return absl::OkStatus();
   }
 
-  absl::Status Drain() {
+  absl::StatusOr<v1::WorkerMessage> Drain() {
     if (engine_ != nullptr) {
       RETURN_IF_ERROR(engine_->Drain(std::chrono::steady_clock::now() + timeout_));
     }
     v1::WorkerMessage message;
     message.mutable_drained();
-    send_(message);
-    return absl::OkStatus();
+    return message;
   }
 
   const WorkerOptions options_;
@@ -416,6 +403,9 @@ class Worker::Impl {
   LoadedModel model_;
   std::unique_ptr<ExpertsServers> experts_;
   std::unique_ptr<Engine> engine_;
+  std::atomic<bool> stopping_{false};
+  std::atomic<bool> busy_{false};  // a request is under way and owns all of the above
+  std::thread request_thread_;
 };
 
 Worker::Worker(WorkerOptions options, ModelLoader loader, TensorService* service,

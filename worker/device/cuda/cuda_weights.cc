@@ -148,7 +148,9 @@ absl::Status WeightUploader::Upload(DevicePlan* memory, const LoadProgress& prog
       const size_t part = std::min(kStagingBytes, bytes - at);
       RETURN_IF_ERROR(staging.Copy(range.device + at, range.begin + at, part));
       done += part;
-      if (progress) progress(done, total);
+      if (progress && !progress(done, total)) {
+        return absl::CancelledError("loading was cancelled");
+      }
     }
   }
   for (const Vector& v : vectors_) {

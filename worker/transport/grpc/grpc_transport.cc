@@ -17,6 +17,7 @@
 #include "common/rpc/status.h"
 #include "proto/tensor.pb.h"
 #include "worker/transport/bundle_codec.h"
+#include "worker/transport/frame_assembler.h"
 
 namespace packtrain {
 namespace {

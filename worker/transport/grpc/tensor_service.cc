@@ -5,27 +5,23 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cstring>
 #include <deque>
 #include <map>
+#include <string_view>
 #include <utility>
 #include <vector>
 
-#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "common/base/mutex.h"
 #include "common/base/status_macros.h"
-#include "common/rpc/status.h"
 #include "proto/tensor.pb.h"
-#include "worker/transport/bundle_codec.h"
+#include "worker/transport/frame_assembler.h"
 
 namespace packtrain {
 namespace {
 
 using Clock = std::chrono::steady_clock;
-
-constexpr size_t kFrameHeaderBytesMax = kMaxBundleHeaderBytes + 64;
 
 grpc::ByteBuffer CreditMessage(uint32_t frames) {
   v1::Credit credit;
@@ -174,55 +170,6 @@ class SendCall : public grpc::ServerGenericBidiReactor, public Inbox::Stream {
   bool ended_ ABSL_GUARDED_BY(mutex_) = false;
 };
 
-// Reads a frame's bytes across the slices that they arrived in.
-class SliceReader {
- public:
-  explicit SliceReader(const grpc::ByteBuffer& frame) {
-    if (frame.Dump(&slices_).ok()) left_ = frame.Length();
-  }
-  size_t left() const { return left_; }
-  // REQUIRES: bytes <= left().
-  void Read(void* to, size_t bytes) {
-    auto* out = static_cast<uint8_t*>(to);
-    left_ -= bytes;
-    while (bytes > 0) {
-      const grpc::Slice& slice = slices_[index_];
-      const size_t piece = std::min(bytes, slice.size() - offset_);
-      std::memcpy(out, slice.begin() + offset_, piece);
-      out += piece;
-      bytes -= piece;
-      offset_ += piece;
-      if (offset_ == slice.size()) {
-        ++index_;
-        offset_ = 0;
-      }
-    }
-  }
-
- private:
-  std::vector<grpc::Slice> slices_;
-  size_t index_ = 0, offset_ = 0, left_ = 0;
-};
-
-absl::StatusOr<v1::FrameHeader> ReadFrameHeader(SliceReader* reader, std::string* scratch) {
-  uint32_t size = 0;
-  if (reader->left() < sizeof size) return absl::DataLossError("frame without header");
-  reader->Read(&size, sizeof size);
-  if (size > kFrameHeaderBytesMax || size > reader->left()) {
-    return absl::DataLossError(absl::StrFormat("frame header of %d bytes, allowed are %d", size,
-                                               std::min(kFrameHeaderBytesMax, reader->left())));
-  }
-  scratch->resize(size);
-  reader->Read(scratch->data(), size);
-  v1::FrameHeader header;
-  if (!header.ParseFromString(*scratch)) return absl::DataLossError("broken frame header");
-  if (reader->left() > kFrameBytesMax) {
-    return absl::DataLossError(
-        absl::StrFormat("frame of %d bytes, allowed are %d", reader->left(), kFrameBytesMax));
-  }
-  return header;
-}
-
 using ChannelKey = std::string;
 
 ChannelKey Key(const std::string& from, const std::string& to, const std::string& name,
@@ -265,7 +212,7 @@ class GrpcReceiveLink : public ReceiveLink {
         key_(std::move(key)),
         inbox_(std::move(inbox)),
         epoch_(epoch),
-        max_bytes_(max_bytes) {}
+        assembler_(max_bytes) {}
 
   ~GrpcReceiveLink() override {
     Close();
@@ -276,13 +223,13 @@ class GrpcReceiveLink : public ReceiveLink {
   absl::Status Receive(Bundle* bundle, Clock::time_point deadline) override {
     while (true) {
       ASSIGN_OR_RETURN(grpc::ByteBuffer frame, inbox_->Pop(deadline));
-      const auto bytes = ReceiveBundle(std::move(frame), bundle, deadline);
-      if (!bytes.ok()) {
+      const absl::Status status = ReceiveBundle(std::move(frame), bundle, deadline);
+      if (!status.ok()) {
         Close();
-        return bytes.status();
+        return status;
       }
       bundles_.fetch_add(1, std::memory_order_relaxed);
-      bytes_.fetch_add(*bytes, std::memory_order_relaxed);
+      bytes_.fetch_add(assembler_.bundle_bytes(), std::memory_order_relaxed);
       if (bundle->epoch >= epoch_) return absl::OkStatus();
     }
   }
@@ -290,49 +237,27 @@ class GrpcReceiveLink : public ReceiveLink {
   LinkStats stats() const override { return {bundles_.load(), bytes_.load()}; }
 
  private:
-  absl::StatusOr<size_t> ReceiveBundle(grpc::ByteBuffer frame, Bundle* bundle,
-                                       Clock::time_point deadline) {
-    size_t total = 0, received = 0, tensor = 0, offset = 0;
-    bool first = true;
+  absl::Status ReceiveBundle(grpc::ByteBuffer frame, Bundle* bundle, Clock::time_point deadline) {
     while (true) {
-      SliceReader reader(frame);
-      ASSIGN_OR_RETURN(const v1::FrameHeader header, ReadFrameHeader(&reader, &scratch_));
-      if (header.has_bundle() != first) return absl::DataLossError("frames out of order");
-      if (first) {
-        ASSIGN_OR_RETURN(total, ShapeBundle(header.bundle(), max_bytes_, bundle));
+      slices_.clear();
+      pieces_.clear();
+      if (!frame.Dump(&slices_).ok()) return absl::DataLossError("broken frame");
+      for (const grpc::Slice& slice : slices_) {
+        pieces_.emplace_back(reinterpret_cast<const char*>(slice.begin()), slice.size());
       }
-      first = false;
-      if (reader.left() > total - received) {
-        return absl::DataLossError(
-            absl::StrFormat("more payload than the %d bytes that the header tells", total));
-      }
-      while (reader.left() > 0) {
-        BundleTensor& t = bundle->tensors[tensor];
-        const size_t piece = std::min(reader.left(), t.data.size() - offset);
-        reader.Read(t.data.data() + offset, piece);
-        received += piece;
-        offset += piece;
-        if (offset == t.data.size()) {
-          ++tensor;
-          offset = 0;
-        }
-      }
-      if (header.last()) break;
+      ASSIGN_OR_RETURN(const bool complete, assembler_.Add(pieces_, bundle));
+      if (complete) return absl::OkStatus();
       ASSIGN_OR_RETURN(frame, inbox_->Pop(deadline));
     }
-    if (received != total) {
-      return absl::DataLossError(
-          absl::StrFormat("%d bytes of payload, the header tells %d", received, total));
-    }
-    return total;
   }
 
   const std::shared_ptr<TensorService::Impl> service_;
   const ChannelKey key_;
   const std::shared_ptr<Inbox> inbox_;
   const uint64_t epoch_;
-  const size_t max_bytes_;
-  std::string scratch_;
+  FrameAssembler assembler_;
+  std::vector<grpc::Slice> slices_;
+  std::vector<std::string_view> pieces_;
   std::atomic<uint64_t> bundles_{0}, bytes_{0};
 };
 

@@ -14,8 +14,7 @@ class ServerBuilder;
 
 namespace packtrain {
 
-// Payload bytes of one frame, and how many frames a sender may have on the way.
-inline constexpr size_t kFrameBytesMax = 1 << 20;
+// How many frames a sender may have on the way.
 inline constexpr uint32_t kFrameWindow = 16;
 inline constexpr char kTensorMethod[] = "/packtrain.v1.Tensors/Send";
 

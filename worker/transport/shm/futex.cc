@@ -21,6 +21,15 @@ void FutexWakeAll(const std::atomic<uint32_t>& word) {
   syscall(SYS_futex, &word, FUTEX_WAKE, INT_MAX, nullptr, nullptr, 0);
 }
 
+void SpinPredictor::Observe(std::chrono::nanoseconds waited) {
+  // Beyond this a core is worth more than the wake-up.
+  constexpr std::chrono::milliseconds kFarOff(2);
+  // Up at once, down slowly: a wait cut short by luck must not cost the next one its core.
+  expected_ = waited > kFarOff     ? std::chrono::nanoseconds(0)
+              : waited > expected_ ? waited
+                                   : expected_ - (expected_ - waited) / 8;
+}
+
 void SharedEvent::Notify() {
   sequence.fetch_add(1, std::memory_order_seq_cst);
   if (sleepers.load(std::memory_order_seq_cst) != 0) FutexWakeAll(sequence);

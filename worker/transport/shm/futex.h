@@ -23,22 +23,43 @@ struct SharedEvent {
   void Notify();
 };
 
-// Waits until `ready()` is true: spins for `spin`, then sleeps in slices; `alive()` is asked once
-// per slice. False if `deadline` passed or `alive()` said no.
+// How long a waiting end spins: until `budget` beyond the arrival that its last waits predict, not
+// at all with a budget of 0. Arrivals that are far off are slept for. One thread.
+class SpinPredictor {
+ public:
+  explicit SpinPredictor(std::chrono::nanoseconds budget) : budget_(budget) {}
+  std::chrono::nanoseconds limit() const {
+    return budget_.count() > 0 ? expected_ + budget_ : budget_;
+  }
+  void Observe(std::chrono::nanoseconds waited);
+
+ private:
+  const std::chrono::nanoseconds budget_;
+  std::chrono::nanoseconds expected_{0};  // 0: not known, or too far off
+};
+
+// Waits until `ready()` is true: spins as the predictor says, then sleeps in slices; `alive()` is
+// asked once per slice. False if `deadline` passed or `alive()` said no.
 template <typename Ready, typename Alive>
-bool WaitShared(SharedEvent* event, std::chrono::nanoseconds spin,
+bool WaitShared(SharedEvent* event, SpinPredictor* spin,
                 std::chrono::steady_clock::time_point deadline, const Ready& ready,
                 const Alive& alive) {
   constexpr std::chrono::milliseconds kSlice(20);
   if (ready()) return true;
-  if (spin.count() > 0) {
-    const auto until = std::min(deadline, std::chrono::steady_clock::now() + spin);
+  const auto begin = std::chrono::steady_clock::now();
+  if (spin->limit().count() > 0) {
+    const auto until = std::min(deadline, begin + spin->limit());
+    auto now = begin;
     do {
       for (int i = 0; i < 64; ++i) {
-        if (ready()) return true;
+        if (ready()) {
+          spin->Observe(now - begin);
+          return true;
+        }
         __builtin_ia32_pause();
       }
-    } while (std::chrono::steady_clock::now() < until);
+      now = std::chrono::steady_clock::now();
+    } while (now < until);
   }
   event->sleepers.fetch_add(1, std::memory_order_seq_cst);
   bool result = true;
@@ -53,6 +74,7 @@ bool WaitShared(SharedEvent* event, std::chrono::nanoseconds spin,
     FutexWait(event->sequence, sequence, std::min<std::chrono::nanoseconds>(left, kSlice));
   }
   event->sleepers.fetch_sub(1, std::memory_order_relaxed);
+  spin->Observe(std::chrono::steady_clock::now() - begin);
   return result;
 }
 

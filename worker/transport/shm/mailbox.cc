@@ -11,7 +11,6 @@
 #include "common/base/check.h"
 #include "common/base/status_macros.h"
 #include "common/rpc/status.h"
-#include "worker/transport/shm/futex.h"
 
 namespace packtrain {
 
@@ -72,7 +71,8 @@ MailboxClient::MailboxClient(std::unique_ptr<SharedRegion> region, const Mailbox
     : region_(std::move(region)),
       header_(At<MailboxHeader>(*region_, 0)),
       shape_(shape),
-      options_(options) {}
+      options_(options),
+      spin_(options.spin) {}
 
 absl::StatusOr<std::unique_ptr<MailboxClient>> MailboxClient::Connect(const std::string& name,
                                                                       const MailboxShape& shape,
@@ -129,7 +129,7 @@ absl::Status MailboxClient::Await(float* y) {
     return answered() || header_->closed.load(std::memory_order_relaxed) != 0;
   };
   const auto alive = [this] { return region_->PeerAlive(); };
-  WaitShared(&header_->reply_event, options_.spin, deadline_, ready, alive);
+  WaitShared(&header_->reply_event, &spin_, deadline_, ready, alive);
   if (!answered()) {
     if (header_->closed.load() != 0 || !alive()) {
       return absl::UnavailableError("the experts worker is gone");
@@ -166,7 +166,7 @@ class MailboxServer::Impl {
       const auto ready = [&] {
         return header_->request.load(std::memory_order_acquire) != served || closed();
       };
-      const bool called = WaitShared(&header_->request_event, spin_, Clock::time_point::max(),
+      const bool called = WaitShared(&header_->request_event, &spin_, Clock::time_point::max(),
                                      ready, [this] { return region_->PeerAlive(); });
       if (stop_) return absl::CancelledError("the server was closed");
       if (!called || closed()) return absl::UnavailableError("the stage is gone");
@@ -235,7 +235,7 @@ class MailboxServer::Impl {
 
   std::unique_ptr<RegionListener> listener_;
   const MailboxShape shape_;
-  const std::chrono::nanoseconds spin_;
+  SpinPredictor spin_;
   std::unique_ptr<SharedRegion> region_;
   MailboxHeader* header_ = nullptr;
   std::vector<int32_t> ids_;

@@ -15,6 +15,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "worker/engine/experts.h"
+#include "worker/transport/shm/futex.h"
 #include "worker/transport/shm/rendezvous.h"
 
 namespace packtrain {
@@ -32,7 +33,7 @@ class MailboxClient : public ExpertsClient {
  public:
   struct Options {
     uint64_t epoch = 0;
-    std::chrono::nanoseconds spin{0};
+    std::chrono::nanoseconds spin{0};      // beyond the predicted arrival
     std::chrono::milliseconds timeout{0};  // from Post to reply
   };
   // Connects to the server on the channel `name`. Errors: UNAVAILABLE, RESOURCE_EXHAUSTED.
@@ -54,6 +55,7 @@ class MailboxClient : public ExpertsClient {
   MailboxHeader* const header_;
   const MailboxShape shape_;
   const Options options_;
+  SpinPredictor spin_;
   uint64_t step_ = 0;
   uint64_t piece_ = 0;  // requests since BeginStep, so that two of one layer differ
   uint64_t sequence_ = 0;

@@ -54,7 +54,7 @@ absl::Status ShmRing::Write(const void* data, size_t bytes, Deadline deadline) {
         return position_ - header_->read.load(std::memory_order_acquire) < capacity_ ||
                header_->closed.load(std::memory_order_relaxed) != 0;
       };
-      if (!WaitShared(&header_->space, spin_, deadline, ready, [this] { return alive(); })) {
+      if (!WaitShared(&header_->space, &spin_, deadline, ready, [this] { return alive(); })) {
         return alive() ? absl::DeadlineExceededError("the receiver is too slow")
                        : absl::UnavailableError("the receiver is gone");
       }
@@ -88,7 +88,7 @@ absl::Status ShmRing::Read(void* data, size_t bytes, Deadline deadline) {
         return header_->written.load(std::memory_order_acquire) != position_ ||
                header_->closed.load(std::memory_order_acquire) != 0;
       };
-      if (!WaitShared(&header_->data, spin_, deadline, ready, [this] { return alive(); })) {
+      if (!WaitShared(&header_->data, &spin_, deadline, ready, [this] { return alive(); })) {
         return alive() ? absl::DeadlineExceededError("nothing came in time")
                        : absl::UnavailableError("the sender is gone");
       }

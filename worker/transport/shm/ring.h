@@ -58,7 +58,7 @@ class ShmRing {
   Header* header_;
   std::byte* bytes_;
   const uint64_t capacity_;  // our own copy; the header's could change
-  const std::chrono::nanoseconds spin_;
+  SpinPredictor spin_;
   uint64_t position_ = 0;  // our own: written or read so far
 };
 

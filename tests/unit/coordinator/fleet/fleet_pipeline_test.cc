@@ -16,7 +16,9 @@
 #include <thread>
 
 #include "absl/strings/str_cat.h"
+#include "coordinator/fleet/fleet_worker.h"
 #include "tests/support/fake_stage.h"
+#include "tests/support/test_files.h"
 
 namespace packtrain {
 namespace {
@@ -293,6 +295,44 @@ TEST(FleetStopTest, StopEndsAllWorkersAndFailsStepsInFlight) {
   runner.fleet().Stop();
   EXPECT_EQ(runner.Wait(id).status.code(), absl::StatusCode::kCancelled);
   EXPECT_TRUE(Workers().empty());
+}
+
+TEST(FleetStopTest, StopEndsALoadThatIsUnderWay) {
+  Runner runner(MakePlan(2, "fake:load_ms=3600000"));
+  std::thread starter([&] { EXPECT_FALSE(runner.fleet().Start().ok()); });
+  while (Workers().size() < 2) std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  runner.fleet().Stop();
+  starter.join();
+  EXPECT_TRUE(Workers().empty());
+}
+
+TEST(FleetStopTest, AWorkerThatHangsDoesNotKeepStopFromEnding) {
+  Runner runner(MakePlan(2));
+  ASSERT_TRUE(runner.fleet().Start().ok());
+  kill(Workers().back(), SIGSTOP);
+  runner.fleet().Stop();
+  EXPECT_TRUE(Workers().empty());
+}
+
+// One worker, its stream and its process.
+TEST(FleetWorkerTest, ShutdownOverTheStreamEndsTheProcessInOrder) {
+  TempDir dir;
+  WorkerPlan plan;
+  plan.name = "stage0";
+  plan.device = "cpu";
+  FleetWorker worker(plan, {.deployment = "test",
+                            .binary = PACKTRAIN_BINARY_DIR "/tests/fake_worker",
+                            .socket_directory = dir.path()});
+  const absl::Status status =
+      worker.Start(1, {.message = [](const v1::WorkerMessage&) {}, .lost = [](absl::Status) {}},
+                   std::chrono::seconds(20), [] { return true; });
+  ASSERT_TRUE(status.ok()) << status;
+  EXPECT_FALSE(worker.ended());
+  worker.Shutdown();
+  for (int i = 0; i < 1000 && !worker.ended(); ++i) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  }
+  EXPECT_EQ(worker.Diagnose("runs"), "exited with status 0");
 }
 
 }  // namespace
