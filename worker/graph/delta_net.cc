@@ -56,7 +56,7 @@ void RunDeltaNet(RunContext* run, int layer, const LayerWeights& weights, const 
     const size_t first = static_cast<size_t>(task) % chunks * kConvChannels;
     const UbatchSequence& sequence = run->sequences[s];
     CausalConv(run->op.vector(), u + first_rows[s] * channels, static_cast<size_t>(sequence.rows),
-               channels, static_cast<size_t>(delta.conv_kernel), w.conv.data(), first,
+               channels, static_cast<size_t>(delta.conv_kernel), w.conv_taps.data(), first,
                std::min(channels, first + kConvChannels), run->state->conv(sequence.slot, layer),
                qkv + first_rows[s] * channels);
   });

@@ -78,12 +78,12 @@ void WeightBinder::BindDeltaNet(int layer, DeltaNetWeights* delta) {
   delta->beta = Matrix(TensorRole::kDeltaBeta, layer);
   delta->alpha = Matrix(TensorRole::kDeltaAlpha, layer);
   delta->out = Matrix(TensorRole::kDeltaOut, layer);
-  const std::vector<float> conv = Vector(TensorRole::kDeltaConv, layer);  // [channels, kernel]
+  delta->conv = Vector(TensorRole::kDeltaConv, layer);
   const auto kernel = static_cast<size_t>(config_.delta_net.conv_kernel);
-  const size_t channels = conv.size() / kernel;
-  delta->conv.resize(conv.size());
-  for (size_t i = 0; i < conv.size(); ++i) {
-    delta->conv[i % kernel * channels + i / kernel] = conv[i];
+  const size_t channels = delta->conv.size() / kernel;
+  delta->conv_taps.resize(delta->conv.size());
+  for (size_t i = 0; i < delta->conv.size(); ++i) {
+    delta->conv_taps[i % kernel * channels + i / kernel] = delta->conv[i];
   }
   delta->dt_bias = Vector(TensorRole::kDeltaDtBias, layer);
   delta->a = Vector(TensorRole::kDeltaA, layer);

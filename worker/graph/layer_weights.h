@@ -32,7 +32,8 @@ struct GqaWeights {
 
 struct DeltaNetWeights {
   MatrixView qkv, gate, beta, alpha, out;
-  std::vector<float> conv;  // [kernel, channels]
+  std::vector<float> conv;       // [channels, kernel]
+  std::vector<float> conv_taps;  // the same as [kernel, channels]
   std::vector<float> dt_bias, a, norm;
 };
 

@@ -74,8 +74,8 @@ void PagedRows::Write(int32_t page, int offset, int head, const float* row) {
   Encode(type, last, kBlock, out + RowBytes(type, whole));
 }
 
-void PagedRows::Read(int32_t page, int offset, int count, int head, DecodeFunction decode,
-                     float* out) const {
+void PagedRows::Read(int32_t page, int offset, int count, int head, float* out,
+                     DecodeFunction decode) const {
   const std::byte* row = Row(page, offset, head);
   CHECK(offset + count <= kPagePositions);
   if (type_ == KvCacheType::kF32) {

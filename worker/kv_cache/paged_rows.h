@@ -9,7 +9,7 @@
 
 #include "common/model/kv_layout.h"
 #include "common/model/step.h"
-#include "common/quant/type.h"
+#include "common/quant/codec.h"
 
 namespace packtrain {
 
@@ -25,11 +25,12 @@ class PagedRows {
   // Stores row [dim], rounded to the type.
   void Write(int32_t page, int offset, int head, const float* row);
 
-  // common/quant's Decode or a faster one that gives the same bits.
+  // Decode or a faster one that gives the same bits.
   using DecodeFunction = void (*)(TensorType type, const void* blocks, size_t count, float* values);
 
   // Rows offset .. offset + count of a page, converted into out [count, dim].
-  void Read(int32_t page, int offset, int count, int head, DecodeFunction decode, float* out) const;
+  void Read(int32_t page, int offset, int count, int head, float* out,
+            DecodeFunction decode = Decode) const;
 
   void CopyPage(int32_t from, int32_t to);
 

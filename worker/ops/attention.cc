@@ -53,10 +53,10 @@ int Attention::LoadBlock(const VectorOps& ops, const Query& query, int* next) {
     const int32_t page = query.pages[static_cast<size_t>(position / kPagePositions)];
     const int offset = position % kPagePositions;
     const auto at = static_cast<size_t>(count);
-    query.keys->Read(page, offset, rows, query.kv_head, ops.decode, keys_.data() + at * key_dim);
+    query.keys->Read(page, offset, rows, query.kv_head, keys_.data() + at * key_dim, ops.decode);
     if (query.values != nullptr) {
-      query.values->Read(page, offset, rows, query.kv_head, ops.decode,
-                         values_.data() + at * value_dim);
+      query.values->Read(page, offset, rows, query.kv_head, values_.data() + at * value_dim,
+                         ops.decode);
     }
     count += rows;
   };

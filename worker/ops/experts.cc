@@ -10,8 +10,8 @@
 namespace packtrain {
 namespace {
 
-// Bounds how much of a task's results lies about at a time.
-constexpr size_t kMaxTaskRows = 64;
+// Bounds how much of a task's results lies about at a time: less than the core's cache.
+constexpr size_t kResultBytes = size_t{128} << 10;
 
 }  // namespace
 
@@ -98,10 +98,9 @@ void LocalExperts::ComputeInner(const ExpertWeights& weights) {
       up_y.push_back(up_.data() + i * dim + first);
     }
     const size_t row = static_cast<size_t>(group.expert) * weights.row_stride + first;
-    gate_kernel.mat_mul(weights.gate.Rows(row, rows).data, rows, weights.gate.cols, gate_x.data(),
-                        gate_x.size(), gate_y.data());
-    up_kernel.mat_mul(weights.up.Rows(row, rows).data, rows, weights.up.cols, up_x.data(),
-                      up_x.size(), up_y.data());
+    MatMulInCache(gate_kernel, weights.gate.Rows(row, rows), gate_x.data(), gate_x.size(),
+                  gate_y.data());
+    MatMulInCache(up_kernel, weights.up.Rows(row, rows), up_x.data(), up_x.size(), up_y.data());
     for (size_t i = 0; i < gate_y.size(); ++i) {
       context_.vector().swiglu(gate_y[i], up_y[i], rows, gate_y[i]);
     }
@@ -123,7 +122,9 @@ void LocalExperts::ComputeDown(const ExpertsRequest& request, const ExpertWeight
   }
   inner_.Prepare(context_, kernel);
   const size_t row_work = order_.size() * dim;
-  const size_t task_rows = std::min(kMaxTaskRows, context_.TaskRows(hidden, row_work));
+  const size_t task_rows =
+      std::min(context_.TaskRows(hidden, row_work),
+               std::max<size_t>(16, kResultBytes / sizeof(float) / order_.size() / 8 * 8));
   const size_t chunks = (hidden + task_rows - 1) / task_rows;
   context_.ParallelFor(chunks, hidden * row_work, [&](int task, int thread) {
     const size_t first = static_cast<size_t>(task) * task_rows;
@@ -137,8 +138,8 @@ void LocalExperts::ComputeDown(const ExpertsRequest& request, const ExpertWeight
         out.push_back(results.data() + i * rows);
       }
       const size_t row = static_cast<size_t>(group.expert) * hidden + first;
-      kernel.mat_mul(weights.down.Rows(row, rows).data, rows, dim,
-                     inner_.Rows(kernel) + group.first, out.size(), out.data());
+      MatMulInCache(kernel, weights.down.Rows(row, rows), inner_.Rows(kernel) + group.first,
+                    out.size(), out.data());
     }
     for (size_t t = 0; t < static_cast<size_t>(request.tokens); ++t) {
       float* sum = y + t * hidden + first;

@@ -12,7 +12,7 @@ void IndexScores(const VectorOps& ops, const PagedRows& keys, int32_t page, int 
                  const float* q, const float* weights, int heads, float scale, float* scratch,
                  float* scores) {
   const auto dim = static_cast<size_t>(keys.dim());
-  keys.Read(page, 0, count, 0, ops.decode, scratch);
+  keys.Read(page, 0, count, 0, scratch, ops.decode);
   ops.index_scores(q, weights, static_cast<size_t>(heads), scratch, static_cast<size_t>(count), dim,
                    scale, scratch + kPagePositions * dim, scores);
   // Without order a NaN would break the selection.

@@ -9,6 +9,17 @@
 namespace packtrain {
 namespace {
 
+// Of a core's second-level cache: what activations may take, and the weights that are read again
+// for each part of the tokens.
+constexpr size_t kCachedActivationBytes = size_t{512} << 10;
+constexpr size_t kCachedWeightBytes = size_t{1} << 20;
+
+// How many tokens are multiplied at a time.
+size_t TokensInCache(const WeightKernel& kernel, size_t cols) {
+  constexpr size_t kLeast = 16, kMost = 64;  // a kernel's tiles want some, and take no more at once
+  return std::clamp(kCachedActivationBytes / kernel.activation_bytes(cols) / 2 * 2, kLeast, kMost);
+}
+
 // The rows of several matrices in tasks.
 struct Task {
   const LinearOutput* output;
@@ -88,6 +99,14 @@ const WeightKernel& KernelOf(const OpContext& context, TensorType type) {
   return *kernel;
 }
 
+void MatMulInCache(const WeightKernel& kernel, const MatrixView& w, const void* const* x,
+                   size_t tokens, float* const* y) {
+  const size_t at_once = TokensInCache(kernel, w.cols);
+  for (size_t t = 0; t < tokens; t += at_once) {
+    kernel.mat_mul(w.data, w.rows, w.cols, x + t, std::min(at_once, tokens - t), y + t);
+  }
+}
+
 void LinearMany(const OpContext& context, std::initializer_list<LinearOutput> outputs,
                 Activations* x) {
   const size_t tokens = x->rows();
@@ -99,9 +118,13 @@ void LinearMany(const OpContext& context, std::initializer_list<LinearOutput> ou
     rows += output.w.rows;
   }
   const size_t row_work = tokens * x->cols();
-  const size_t task_rows = context.TaskRows(rows, row_work);
   absl::InlinedVector<Task, 64> tasks;
   for (const LinearOutput& output : outputs) {
+    size_t task_rows = context.TaskRows(rows, row_work);
+    if (tokens > TokensInCache(KernelOf(context, output.w.type), x->cols())) {
+      const size_t cached = std::max<size_t>(16, kCachedWeightBytes / output.w.row_bytes() / 8 * 8);
+      task_rows = std::min(task_rows, cached);
+    }
     for (size_t first = 0; first < output.w.rows; first += task_rows) {
       tasks.push_back({&output, first, std::min(task_rows, output.w.rows - first)});
     }
@@ -114,7 +137,7 @@ void LinearMany(const OpContext& context, std::initializer_list<LinearOutput> ou
       y[t] = task.output->y + t * task.output->w.rows + task.first;
     }
     const WeightKernel& kernel = KernelOf(context, w.type);
-    kernel.mat_mul(w.data, w.rows, w.cols, x->Rows(kernel), tokens, y.data());
+    MatMulInCache(kernel, w, x->Rows(kernel), tokens, y.data());
   });
 }
 
@@ -135,7 +158,7 @@ void LinearPerHead(const OpContext& context, const MatrixView& w, size_t heads, 
       head_y[t] = y + (t * heads + head) * y_stride;
     }
     const MatrixView of_head = w.Rows(head * rows, rows);
-    kernel.mat_mul(of_head.data, rows, w.cols, head_x.data(), tokens, head_y.data());
+    MatMulInCache(kernel, of_head, head_x.data(), tokens, head_y.data());
   });
 }
 

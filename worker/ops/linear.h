@@ -73,6 +73,11 @@ class Activations {
 
 const WeightKernel& KernelOf(const OpContext& context, TensorType type);
 
+// kernel.mat_mul for any number of tokens, so many at a time that their activations stay in the
+// core's cache while the weights pass.
+void MatMulInCache(const WeightKernel& kernel, const MatrixView& w, const void* const* x,
+                   size_t tokens, float* const* y);
+
 struct LinearOutput {
   MatrixView w;
   float* y = nullptr;

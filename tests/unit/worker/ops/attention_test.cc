@@ -5,7 +5,9 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
+#include <string_view>
 
 #include "worker/ops/philox.h"
 
@@ -37,7 +39,7 @@ class AttentionTest : public testing::Test {
     }
   }
 
-  std::vector<float> Run(const std::vector<int32_t>* selected) {
+  std::vector<float> Run(const std::vector<int32_t>* selected, std::string_view isa = "scalar") {
     std::vector<float> q(kHeads * kKeyDim), out(kHeads * kValueDim);
     for (uint32_t i = 0; i < q.size(); ++i) q[i] = Value(i, 0, 2);
     Attention::Query query;
@@ -55,7 +57,32 @@ class AttentionTest : public testing::Test {
     query.values = &values_;
     query.value_dim = kValueDim;
     query.out = out.data();
-    Attention().Run(query);
+    Attention().Run(*SelectCpuKernels(isa).value()->vector, query);
+    return out;
+  }
+
+  // Rows that see 1 .. kPositions positions, `together` of them at a time.
+  std::vector<float> RunRows(int together, std::string_view isa) {
+    std::vector<float> q(kPositions * kHeads * kKeyDim), out(kPositions * kHeads * kValueDim);
+    for (uint32_t i = 0; i < q.size(); ++i) q[i] = Value(i, 0, 2);
+    for (int row = 0; row < kPositions; row += together) {
+      const auto at = static_cast<size_t>(row);
+      Attention::Query query;
+      query.q = q.data() + at * kHeads * kKeyDim;
+      query.q_stride = kHeads * kKeyDim;
+      query.rows = std::min(together, kPositions - row);
+      query.heads = kHeads;
+      query.kv_head = 1;
+      query.scale = 0.5F;
+      query.pages = pages_;
+      query.num_positions = row + 1;
+      query.keys = &keys_;
+      query.values = &values_;
+      query.value_dim = kValueDim;
+      query.out = out.data() + at * kHeads * kValueDim;
+      query.out_stride = kHeads * kValueDim;
+      Attention().Run(*SelectCpuKernels(isa).value()->vector, query);
+    }
     return out;
   }
 
@@ -117,6 +144,19 @@ TEST_F(AttentionTest, SelectingEverythingIsDenseBitForBit) {
   Fill(KvCacheType::kQ8_0);
   const std::vector<int32_t> all = AllPositions();
   EXPECT_EQ(Run(&all), Run(nullptr));
+}
+
+TEST_F(AttentionTest, RowsTogetherGetWhatEachGetsAloneOnEveryIsa) {
+  Fill(KvCacheType::kF16);
+  for (std::string_view isa : {"scalar", "avx2", "avx512"}) {
+    if (!SelectCpuKernels(isa).ok()) continue;  // this machine has no such unit
+    const std::vector<float> alone = RunRows(1, isa);
+    const std::vector<double> last = Wanted(AllPositions());
+    for (int together : {2, 5, 64, int{kPositions}})
+      EXPECT_EQ(RunRows(together, isa), alone) << isa;
+    const std::vector<float> same = Run(nullptr, isa);
+    for (size_t i = 0; i < same.size(); ++i) EXPECT_NEAR(same[i], last[i], 2e-3) << isa;
+  }
 }
 
 }  // namespace
