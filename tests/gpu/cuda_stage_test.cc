@@ -259,6 +259,27 @@ TEST_P(CudaStageTest, StepsOfOneToEightTokensGiveTheSameBits) {
   EXPECT_EQ(again.Prefill(ids, 1), wanted);
 }
 
+TEST_P(CudaStageTest, ARecordedStepGivesTheBitsOfTheFirst) {
+  // The first step of a shape is launched kernel by kernel, the second recorded, the third
+  // replayed.
+  const std::vector<TokenId>& ids = golden_.prompts[3].ids;
+  CpuExperts experts(model_);
+  for (ExpertsClient* client :
+       {static_cast<ExpertsClient*>(nullptr), static_cast<ExpertsClient*>(&experts)}) {
+    GpuRunner runner(model_, {.experts = client});
+    const SlotRows prompt = {
+        .start = 0, .tokens = {ids.begin(), ids.begin() + 9}, .save_snapshot = 0};
+    runner.Step({&prompt, 1});
+    for (int rows = 1; rows <= 8; ++rows) {
+      const SlotRows step = {
+          .start = 9, .tokens = {ids.begin() + 9, ids.begin() + 9 + rows}, .restore_snapshot = 0};
+      const std::vector<float> wanted = runner.Step({&step, 1});
+      EXPECT_EQ(runner.Step({&step, 1}), wanted) << rows << " rows";
+      EXPECT_EQ(runner.Step({&step, 1}), wanted) << rows << " rows";
+    }
+  }
+}
+
 TEST_P(CudaStageTest, ASlotIsNotTouchedByItsNeighbour) {
   const std::vector<TokenId>& a = golden_.prompts[2].ids;
   const std::vector<TokenId>& b = golden_.prompts[3].ids;

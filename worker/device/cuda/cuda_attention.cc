@@ -45,7 +45,7 @@ void RunIndexer(CudaRun* run, const DeviceLayer& w, const DeviceLayerCache& cach
   DeviceLinear(run, w.index_q_b, q_lora, q);
   DeviceLinear(run, w.index_proj, x, head_weights);
   Rotate(run, q, heads, heads * dim, dim, indexer.rope);
-  const int columns = (run->max_position / kPagePositions + 1) * kPagePositions;
+  const int columns = run->columns;
   const int fit = static_cast<int>(std::clamp<size_t>(kMaxScores / static_cast<size_t>(columns), 1,
                                                       static_cast<size_t>(run->rows)));
   float* scores = run->Take<float>(Product(fit, columns));
@@ -113,17 +113,20 @@ void DeviceMla(CudaRun* run, int layer, const DeviceLayer& w, const DeviceLayerC
   } else {
     q_lora = run->TakeActivations(rows, w.q_a.rows);
     DeviceLinearPair(run, w.kv_a, w.q_a, x, kv, q_lora.f32);
-    LAUNCH(run, cuda::RmsNorm(q_lora.f32, q_lora.n, nullptr, w.q_a_norm, config.rms_eps, rows,
-                              q_lora.n, q_lora.out(), run->stream));
-    DeviceLinear(run, w.q_b, q_lora, q);
   }
-  Rotate(run, q + nope, heads, heads * head_dim, head_dim, config.rope.kind);
-
+  run->BeginBranch();
   LAUNCH(run, cuda::RmsNorm(kv, row_dim, nullptr, w.kv_a_norm, config.rms_eps, rows, rank,
                             {.f32 = kv, .f32_stride = row_dim}, run->stream));
   Rotate(run, kv + rank, 1, row_dim, row_dim, config.rope.kind);
   LAUNCH(run,
          cuda::KvStore(run->at(), kv, row_dim, row_dim, run->kv_type, cache.latent, run->stream));
+  run->EndBranch();
+  if (!w.q_a.empty()) {
+    LAUNCH(run, cuda::RmsNorm(q_lora.f32, q_lora.n, nullptr, w.q_a_norm, config.rms_eps, rows,
+                              q_lora.n, q_lora.out(), run->stream));
+    DeviceLinear(run, w.q_b, q_lora, q);
+  }
+  Rotate(run, q + nope, heads, heads * head_dim, head_dim, config.rope.kind);
   if (indexer == IndexerKind::kFull) RunIndexer(run, w, cache, x, q_lora);
 
   // Queries in latent space: [rows, heads, rank + rope].
@@ -152,6 +155,7 @@ void DeviceMla(CudaRun* run, int layer, const DeviceLayer& w, const DeviceLayerC
     args.selection = run->selection;
     args.selection_stride = config.indexer.top_k;
   }
+  run->JoinBranch();
   Attend(run, args);
 
   const DeviceActivations latent = run->TakeActivations(rows * heads, rank);
@@ -175,15 +179,26 @@ void DeviceGqa(CudaRun* run, const DeviceLayer& w, const DeviceLayerCache& cache
   float* projected = run->Take<float>(Product(rows, heads, q_stride));
   float* k = run->Take<float>(Product(rows, kv_heads, dim));
   float* v = run->Take<float>(Product(rows, kv_heads, value_dim));
-  DeviceLinear(run, w.q, x, projected);
+  run->BeginBranch();
   DeviceLinearPair(run, w.k, w.v, x, k, v);
-  if (w.q_bias != nullptr)
-    LAUNCH(run, cuda::AddBias(projected, w.q_bias, rows, heads * q_stride, run->stream));
   if (w.k_bias != nullptr)
     LAUNCH(run, cuda::AddBias(k, w.k_bias, rows, kv_heads * dim, run->stream));
   if (w.v_bias != nullptr)
     LAUNCH(run, cuda::AddBias(v, w.v_bias, rows, kv_heads * value_dim, run->stream));
+  if (w.k_norm != nullptr) {
+    LAUNCH(run, cuda::RmsNorm(k, dim, nullptr, w.k_norm, config.rms_eps, rows * kv_heads, dim,
+                              {.f32 = k}, run->stream));
+  }
+  Rotate(run, k, kv_heads, kv_heads * dim, dim, config.rope.kind);
+  LAUNCH(run, cuda::KvStore(run->at(), k, kv_heads * dim, kv_heads * dim, run->kv_type, cache.k,
+                            run->stream));
+  LAUNCH(run, cuda::KvStore(run->at(), v, kv_heads * value_dim, kv_heads * value_dim, run->kv_type,
+                            cache.v, run->stream));
+  run->EndBranch();
 
+  DeviceLinear(run, w.q, x, projected);
+  if (w.q_bias != nullptr)
+    LAUNCH(run, cuda::AddBias(projected, w.q_bias, rows, heads * q_stride, run->stream));
   float* q = run->Take<float>(Product(rows, heads, dim));
   if (w.q_norm != nullptr) {
     LAUNCH(run, cuda::RmsNorm(projected, q_stride, nullptr, w.q_norm, config.rms_eps, rows * heads,
@@ -191,16 +206,8 @@ void DeviceGqa(CudaRun* run, const DeviceLayer& w, const DeviceLayerCache& cache
   } else {
     LAUNCH(run, cuda::Convert(projected, rows * heads, dim, q_stride, {.f32 = q}, run->stream));
   }
-  if (w.k_norm != nullptr) {
-    LAUNCH(run, cuda::RmsNorm(k, dim, nullptr, w.k_norm, config.rms_eps, rows * kv_heads, dim,
-                              {.f32 = k}, run->stream));
-  }
   Rotate(run, q, heads, heads * dim, dim, config.rope.kind);
-  Rotate(run, k, kv_heads, kv_heads * dim, dim, config.rope.kind);
-  LAUNCH(run, cuda::KvStore(run->at(), k, kv_heads * dim, kv_heads * dim, run->kv_type, cache.k,
-                            run->stream));
-  LAUNCH(run, cuda::KvStore(run->at(), v, kv_heads * value_dim, kv_heads * value_dim, run->kv_type,
-                            cache.v, run->stream));
+  run->JoinBranch();
 
   const DeviceActivations attended = run->TakeActivations(rows, heads * value_dim);
   cuda::AttentionArgs args;
@@ -235,8 +242,11 @@ void DeviceDeltaNet(CudaRun* run, const DeviceLayer& w, const DeviceLayerCache& 
   float* z = run->Take<float>(Product(rows, delta.inner_dim()));
   float* beta = run->Take<float>(Product(rows, heads));
   float* alpha = run->Take<float>(Product(rows, heads));
-  DeviceLinearPair(run, w.delta_qkv, w.delta_gate, x, u, z);
+  run->BeginBranch();
   DeviceLinearPair(run, w.delta_beta, w.delta_alpha, x, beta, alpha);
+  run->EndBranch();
+  DeviceLinearPair(run, w.delta_qkv, w.delta_gate, x, u, z);
+  run->JoinBranch();
 
   float* out = run->Take<float>(Product(rows, delta.inner_dim()));
   cuda::DeltaNetArgs args;

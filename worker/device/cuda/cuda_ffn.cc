@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "common/base/status_macros.h"
 #include "worker/device/cuda/cuda_run.h"
 
 namespace packtrain {
@@ -160,29 +161,27 @@ Picks Route(CudaRun* run, const DeviceLayer& w, const DeviceActivations& x) {
 
 // Sends the layer's work to whoever serves its experts.
 void PostRemote(CudaRun* run, int layer, const Picks& picks, const DeviceActivations& x) {
-  if (run->measuring || !run->status.ok()) return;
-  const MoeConfig& moe = run->config.moe;
-  const size_t picked = Product(run->rows, moe.top_k);
+  const size_t picked = Product(run->rows, run->config.moe.top_k);
   LAUNCH(run, cudaMemcpyAsync(run->host_x, x.f32, Product(run->rows, x.n) * sizeof(float),
                               cudaMemcpyDeviceToHost, run->stream));
   LAUNCH(run, cudaMemcpyAsync(run->host_ids, picks.ids, picked * sizeof(int32_t),
                               cudaMemcpyDeviceToHost, run->stream));
   LAUNCH(run, cudaMemcpyAsync(run->host_weights, picks.weights, picked * sizeof(float),
                               cudaMemcpyDeviceToHost, run->stream));
-  LAUNCH(run, cudaStreamSynchronize(run->stream));
-  if (!run->status.ok()) return;
-  run->status = run->remote_experts->Post({.layer = layer,
-                                           .tokens = run->rows,
-                                           .hidden_dim = run->config.hidden_dim,
-                                           .top_k = moe.top_k,
-                                           .x = run->host_x,
-                                           .ids = run->host_ids,
-                                           .weights = run->host_weights});
+  run->OnHost([run, layer]() -> absl::Status {
+    RETURN_IF_CUDA(cudaStreamSynchronize(run->stream));
+    return run->remote_experts->Post({.layer = layer,
+                                      .tokens = run->rows,
+                                      .hidden_dim = run->config.hidden_dim,
+                                      .top_k = run->config.moe.top_k,
+                                      .x = run->host_x,
+                                      .ids = run->host_ids,
+                                      .weights = run->host_weights});
+  });
 }
 
 void AwaitRemote(CudaRun* run, float* y) {
-  if (run->measuring || !run->status.ok()) return;
-  run->status = run->remote_experts->Await(run->host_y);
+  run->OnHost([run] { return run->remote_experts->Await(run->host_y); });
   if (!run->status.ok()) return;
   LAUNCH(run,
          cudaMemcpyAsync(y, run->host_y, Product(run->rows, run->config.hidden_dim) * sizeof(float),
@@ -191,8 +190,10 @@ void AwaitRemote(CudaRun* run, float* y) {
 
 }  // namespace
 
-void DeviceDense(CudaRun* run, const DeviceFfn& w, const DeviceActivations& x, float* y) {
-  const ScratchScope scope(run);
+namespace {
+
+// Its scratch memory stays taken.
+void Dense(CudaRun* run, const DeviceFfn& w, const DeviceActivations& x, float* y) {
   const int inner_dim = w.gate.rows;
   float* gate = run->Take<float>(Product(run->rows, inner_dim));
   float* up = run->Take<float>(Product(run->rows, inner_dim));
@@ -202,39 +203,61 @@ void DeviceDense(CudaRun* run, const DeviceFfn& w, const DeviceActivations& x, f
   DeviceLinear(run, w.down, inner, y);
 }
 
+// The expert of every token: y, to be scaled by sigmoid(logit) unless that is null.
+struct SharedExpert {
+  float* y = nullptr;
+  float* logit = nullptr;
+};
+
+SharedExpert Shared(CudaRun* run, const DeviceLayer& w, const DeviceActivations& x) {
+  SharedExpert shared;
+  if (w.shared.gate.empty()) return shared;
+  shared.y = run->Take<float>(Product(run->rows, run->config.hidden_dim));
+  if (!w.shared_router.empty()) {
+    shared.logit = run->Take<float>(static_cast<size_t>(run->rows));
+    DeviceLinear(run, w.shared_router, x, shared.logit);
+  }
+  Dense(run, w.shared, x, shared.y);
+  return shared;
+}
+
+void ResidentExperts(CudaRun* run, const DeviceExperts& experts, const Picks& picks,
+                     const DeviceActivations& x, float* y) {
+  const DeviceFfn& ffn = experts.ffn;
+  const auto f32 = [](const DeviceMatrix& m) { return m.kernels->type == TensorType::kF32; };
+  if (run->decode() || (f32(ffn.gate) && f32(ffn.up) && f32(ffn.down)) ||
+      experts.expert_dim % 32 != 0) {
+    ExpertsByPair(run, experts, picks, x, y);
+  } else {
+    ExpertsByGroup(run, experts, picks, x, y);
+  }
+}
+
+}  // namespace
+
+void DeviceDense(CudaRun* run, const DeviceFfn& w, const DeviceActivations& x, float* y) {
+  const ScratchScope scope(run);
+  Dense(run, w, x, y);
+}
+
 void DeviceMoe(CudaRun* run, int layer, const DeviceLayer& w, const DeviceActivations& x,
                float* y) {
   const ScratchScope scope(run);
-  const Picks picks = Route(run, w, x);
-  const bool local = w.experts.num_experts > 0;
-  if (!local) PostRemote(run, layer, picks, x);
-
-  // The shared expert, while others work on the routed ones.
-  float* shared = nullptr;
-  float* shared_logit = nullptr;
-  if (!w.shared.gate.empty()) {
-    shared = run->Take<float>(Product(run->rows, run->config.hidden_dim));
-    DeviceDense(run, w.shared, x, shared);
-    if (!w.shared_router.empty()) {
-      shared_logit = run->Take<float>(static_cast<size_t>(run->rows));
-      DeviceLinear(run, w.shared_router, x, shared_logit);
-    }
-  }
-  if (!local) {
-    AwaitRemote(run, y);
+  SharedExpert shared;
+  if (w.experts.num_experts > 0) {
+    run->BeginBranch();
+    shared = Shared(run, w, x);
+    run->EndBranch();
+    ResidentExperts(run, w.experts, Route(run, w, x), x, y);
+    run->JoinBranch();
   } else {
-    const ScratchScope inner(run);
-    const DeviceFfn& ffn = w.experts.ffn;
-    const auto f32 = [](const DeviceMatrix& m) { return m.kernels->type == TensorType::kF32; };
-    if (run->decode() || (f32(ffn.gate) && f32(ffn.up) && f32(ffn.down)) ||
-        w.experts.expert_dim % 32 != 0) {
-      ExpertsByPair(run, w.experts, picks, x, y);
-    } else {
-      ExpertsByGroup(run, w.experts, picks, x, y);
-    }
+    // The shared expert, while others work on the routed ones.
+    PostRemote(run, layer, Route(run, w, x), x);
+    shared = Shared(run, w, x);
+    AwaitRemote(run, y);
   }
-  if (shared != nullptr) {
-    LAUNCH(run, cuda::AddScaled(y, shared, shared_logit, run->rows, run->config.hidden_dim,
+  if (shared.y != nullptr) {
+    LAUNCH(run, cuda::AddScaled(y, shared.y, shared.logit, run->rows, run->config.hidden_dim,
                                 run->stream));
   }
 }

@@ -18,18 +18,6 @@ cuda::MatVecPart Part(const DeviceMatrix& w, float* y, int y_stride = 0) {
 
 }  // namespace
 
-DeviceActivations CudaRun::TakeActivations(int n_rows, int n) {
-  const auto count = static_cast<size_t>(n_rows) * static_cast<size_t>(n);
-  DeviceActivations x{.rows = n_rows, .n = n, .f32 = Take<float>(count)};
-  if (n % 32 != 0) return x;
-  if (decode()) {
-    x.q8 = Take<uint8_t>(static_cast<size_t>(n_rows) * cuda::Q8RowBytes(static_cast<size_t>(n)));
-  } else {
-    x.bf16 = Take<uint16_t>(count);
-  }
-  return x;
-}
-
 void DeviceLinear(CudaRun* run, const DeviceMatrix& w, const DeviceActivations& x, float* y,
                   int y_stride) {
   if (y_stride == 0) y_stride = w.rows;

@@ -5,15 +5,19 @@
 // `measuring`, finds out how much scratch memory a ubatch needs.
 
 #include <cstdint>
+#include <functional>
 #include <string_view>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "common/model/config.h"
 #include "worker/device/cuda/cuda_memory.h"
+#include "worker/device/cuda/cuda_recording.h"
 #include "worker/device/cuda/cuda_weights.h"
 #include "worker/engine/experts.h"
 #include "worker/kernels/cuda/kernels.h"
+
+struct CUevent_st;
 
 namespace packtrain {
 
@@ -46,13 +50,13 @@ struct DeviceActivations {
   cuda::ActivationOut out() const { return {.f32 = f32, .q8 = q8, .bf16 = bf16}; }
 };
 
-// The ubatch in device memory.
+// The ubatch in device memory: one array behind the other, uploaded at once.
 struct DeviceBatch {
   int32_t* positions = nullptr;     // [rows]
   int32_t* table_offset = nullptr;  // [rows]
-  int32_t* page_tables = nullptr;   // of the sequences, one behind the other
   int32_t* row_offset = nullptr;    // [sequences + 1]
   int32_t* slots = nullptr;         // [sequences]
+  int32_t* page_tables = nullptr;   // of the sequences, one behind the other
 };
 
 // One sequence's rows.
@@ -71,6 +75,7 @@ struct CudaRun {
 
   int rows = 0;
   int max_position = 0;
+  int columns = 0;  // scores of the indexer in a row: all visible positions and more
   std::vector<RowRange> sequences;
   DeviceBatch batch;
   float* cos_sin = nullptr;      // [rows, rope.dims / 2] pairs
@@ -94,6 +99,21 @@ struct CudaRun {
   size_t unpacked_capacity = 0;  // elements
 
   absl::Status status;
+
+  // While a step is recorded: see OnHost.
+  CudaRecording* recording = nullptr;
+  // Calls when everything before it has been enqueued, now or in each replay.
+  void OnHost(std::function<absl::Status()> call);
+
+  // Branches of a decode step that do not need each other: what is enqueued between BeginBranch and
+  // EndBranch runs beside what follows, up to JoinBranch. One at a time; the two may not share
+  // scratch memory.
+  cuda::Stream branch = nullptr;
+  CUevent_st* branch_begin = nullptr;
+  CUevent_st* branch_end = nullptr;
+  void BeginBranch();
+  void EndBranch();
+  void JoinBranch();
 
   template <typename T>
   T* Take(size_t count) {

@@ -3,6 +3,7 @@
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
+#include <bit>
 #include <cstring>
 
 #include "absl/strings/str_format.h"
@@ -18,6 +19,7 @@ constexpr std::string_view kHidden = "hidden";
 constexpr std::string_view kSelection = "selection";
 constexpr size_t kUnpackedElements = size_t{64} << 20;  // of prefill's unpacked weights
 constexpr int kMaxPageCopies = 1024;                    // at a time
+constexpr size_t kMaxRecordings = 48;                   // shapes of decode steps
 // What the CUDA context, kernels and graphs may take on top of our own allocations.
 constexpr size_t kReserve = size_t{256} << 20;
 
@@ -41,6 +43,9 @@ CudaStage::~CudaStage() {
     cudaStreamSynchronize(run_.stream);
     cudaStreamDestroy(run_.stream);
   }
+  if (run_.branch != nullptr) cudaStreamDestroy(run_.branch);
+  if (run_.branch_begin != nullptr) cudaEventDestroy(run_.branch_begin);
+  if (run_.branch_end != nullptr) cudaEventDestroy(run_.branch_end);
 }
 
 absl::StatusOr<std::unique_ptr<CudaStage>> CudaStage::Create(const ModelConfig& config,
@@ -71,6 +76,9 @@ absl::Status CudaStage::Open(const ModelTensors& tensors, const WeightSource& so
         "there is no CUDA device %d: %s", options_.device, cudaGetErrorString(cudaGetLastError())));
   }
   RETURN_IF_CUDA(cudaStreamCreateWithFlags(&run_.stream, cudaStreamNonBlocking));
+  RETURN_IF_CUDA(cudaStreamCreateWithFlags(&run_.branch, cudaStreamNonBlocking));
+  RETURN_IF_CUDA(cudaEventCreateWithFlags(&run_.branch_begin, cudaEventDisableTiming));
+  RETURN_IF_CUDA(cudaEventCreateWithFlags(&run_.branch_end, cudaEventDisableTiming));
   WeightUploader uploader;
   RETURN_IF_ERROR(Bind(tensors, source, &uploader));
   RETURN_IF_ERROR(uploader.status());
@@ -93,6 +101,10 @@ absl::Status CudaStage::Open(const ModelTensors& tensors, const WeightSource& so
   RETURN_IF_CUDA(cuda::PrepareDevice());
   RETURN_IF_ERROR(cache_memory_.Allocate("the KV cache", true));
   RETURN_IF_ERROR(buffers_.Allocate("buffers", false));
+  run_.batch.table_offset = run_.batch.positions + spec_.max_tokens;
+  run_.batch.row_offset = run_.batch.table_offset + spec_.max_tokens;
+  run_.batch.slots = run_.batch.row_offset + spec_.num_slots + 1;
+  run_.batch.page_tables = run_.batch.slots + spec_.num_slots;
   RETURN_IF_ERROR(AllocateHost());
   return uploader.Upload(&weights_, options_.progress);
 }
@@ -169,11 +181,8 @@ void CudaStage::PlanBuffers() {
                                                           static_cast<size_t>(spec_.num_pages)));
   buffers_.Add(&hidden_, Product(rows, config_.hidden_dim));
   buffers_.Add(&layer_out_, Product(rows, config_.hidden_dim));
-  buffers_.Add(&run_.batch.positions, static_cast<size_t>(rows));
-  buffers_.Add(&run_.batch.table_offset, static_cast<size_t>(rows));
-  buffers_.Add(&run_.batch.page_tables, static_cast<size_t>(num_tables_));
-  buffers_.Add(&run_.batch.row_offset, static_cast<size_t>(spec_.num_slots) + 1);
-  buffers_.Add(&run_.batch.slots, static_cast<size_t>(spec_.num_slots));
+  buffers_.Add(&run_.batch.positions,
+               static_cast<size_t>(2 * rows + 2 * spec_.num_slots + 1 + num_tables_));
   buffers_.Add(&run_.cos_sin, Product(rows, config_.rope.dims));
   buffers_.Add(&frequencies_, static_cast<size_t>(config_.rope.dims / 2));
   buffers_.Add(&run_.selection, Product(rows, config_.indexer.top_k));
@@ -191,6 +200,7 @@ void CudaStage::PlanBuffers() {
 size_t CudaStage::MeasureScratch() {
   run_.measuring = true;
   run_.max_position = std::min(config_.context_length, spec_.num_pages * kPagePositions) - 1;
+  run_.columns = static_cast<int>(PagesOf(run_.max_position + 1)) * kPagePositions;
   size_t bytes = 0;
   for (int rows : {spec_.max_tokens, std::min(spec_.max_tokens, kDecodeRows)}) {
     run_.rows = rows;
@@ -255,71 +265,56 @@ absl::Status CudaStage::Check(const Ubatch& ubatch, const Bundle& in) const {
   return CheckBundleTensor(in, kSelection, ElementType::kI32, ubatch.rows, config_.indexer.top_k);
 }
 
-namespace {
-
-// Fills page-locked memory piece by piece and enqueues each piece's copy.
-class BatchWriter {
- public:
-  BatchWriter(CudaRun* run, std::byte* memory) : run_(run), at_(memory) {}
-  template <typename T>
-  void Copy(const std::vector<T>& values, T* device) {
-    CopyBytes(values.data(), values.size() * sizeof(T), device);
-  }
-  void CopyBytes(const void* from, size_t bytes, void* device) {
-    std::memcpy(at_, from, bytes);
-    LAUNCH(run_, cudaMemcpyAsync(device, at_, bytes, cudaMemcpyHostToDevice, run_->stream));
-    at_ += (bytes + 63) / 64 * 64;
-  }
-  std::byte* at() const { return at_; }
-
- private:
-  CudaRun* run_;
-  std::byte* at_;
-};
-
-}  // namespace
-
 void CudaStage::UploadBatch(const Ubatch& ubatch) {
-  std::vector<int32_t> positions, table_offset, tables, row_offset = {0}, slots;
+  // The layout of DeviceBatch.
+  auto* const positions = reinterpret_cast<int32_t*>(staging_->data());
+  int32_t* const table_offset = positions + spec_.max_tokens;
+  int32_t* const row_offset = table_offset + spec_.max_tokens;
+  int32_t* const slots = row_offset + spec_.num_slots + 1;
+  int32_t* const tables = slots + spec_.num_slots;
+  int32_t* table = tables;
+  int32_t row = 0;
   run_.sequences.clear();
   run_.rows = ubatch.rows;
   run_.max_position = 0;
   for (const UbatchSequence& sequence : ubatch.sequences) {
-    const auto offset = static_cast<int32_t>(tables.size());
+    const auto offset = static_cast<int32_t>(table - tables);
     const int32_t end = sequence.start + sequence.rows;
-    tables.insert(tables.end(), sequence.pages.begin(),
-                  sequence.pages.begin() + static_cast<std::ptrdiff_t>(PagesOf(end)));
-    run_.sequences.push_back({.first = row_offset.back(), .rows = sequence.rows});
-    for (int32_t i = 0; i < sequence.rows; ++i) {
-      positions.push_back(sequence.start + i);
-      table_offset.push_back(offset);
+    table = std::copy_n(sequence.pages.begin(), PagesOf(end), table);
+    row_offset[run_.sequences.size()] = row;
+    slots[run_.sequences.size()] = sequence.slot;
+    run_.sequences.push_back({.first = row, .rows = sequence.rows});
+    for (int32_t i = 0; i < sequence.rows; ++i, ++row) {
+      positions[row] = sequence.start + i;
+      table_offset[row] = offset;
     }
-    row_offset.push_back(row_offset.back() + sequence.rows);
-    slots.push_back(sequence.slot);
     run_.max_position = std::max(run_.max_position, end - 1);
   }
-  BatchWriter writer(&run_, staging_->data());
-  writer.Copy(positions, run_.batch.positions);
-  writer.Copy(table_offset, run_.batch.table_offset);
-  writer.Copy(tables, run_.batch.page_tables);
-  writer.Copy(row_offset, run_.batch.row_offset);
-  writer.Copy(slots, run_.batch.slots);
+  row_offset[run_.sequences.size()] = row;
+  const size_t batch_bytes = static_cast<size_t>(table - positions) * sizeof(int32_t);
+  LAUNCH(&run_, cudaMemcpyAsync(run_.batch.positions, positions, batch_bytes,
+                                cudaMemcpyHostToDevice, run_.stream));
+  // Powers of two in decode steps, so that few shapes come.
+  const auto most = PagesOf(std::min(config_.context_length, spec_.num_pages * kPagePositions));
+  const size_t pages = PagesOf(run_.max_position + 1);
+  run_.columns = static_cast<int>(run_.decode() ? std::min(std::bit_ceil(pages), most) : pages) *
+                 kPagePositions;
   LAUNCH(&run_, cuda::RopeTable(run_.batch.positions, frequencies_, 1.0F, run_.rows,
                                 config_.rope.dims / 2, run_.cos_sin, run_.stream));
   if (!spec_.embeds) return;
-  std::byte* rows = writer.at();
-  size_t row = 0;
+  std::byte* const rows = staging_->data() + (batch_bytes + 63) / 64 * 64;
+  std::byte* to = rows;
   for (const UbatchSequence& sequence : ubatch.sequences) {
     for (TokenId token : sequence.tokens) {
-      std::memcpy(rows + row++ * embedding_.row_bytes(),
-                  embedding_.Rows(static_cast<size_t>(token), 1).data, embedding_.row_bytes());
+      std::memcpy(to, embedding_.Rows(static_cast<size_t>(token), 1).data, embedding_.row_bytes());
+      to += embedding_.row_bytes();
     }
   }
-  LAUNCH(&run_, cudaMemcpyAsync(embedded_, rows, row * embedding_.row_bytes(),
+  LAUNCH(&run_, cudaMemcpyAsync(embedded_, rows, static_cast<size_t>(to - rows),
                                 cudaMemcpyHostToDevice, run_.stream));
   const cuda::WeightKernels* kernels = cuda::FindWeightKernels(embedding_.type);
-  LAUNCH(&run_,
-         kernels->decode_f32(embedded_, row * embedding_.cols, nullptr, 0, hidden_, run_.stream));
+  LAUNCH(&run_, kernels->decode_f32(embedded_, static_cast<size_t>(row) * embedding_.cols, nullptr,
+                                    0, hidden_, run_.stream));
 }
 
 void CudaStage::CopyState(int slot, int snapshot, bool save) {
@@ -352,9 +347,14 @@ void CudaStage::PrepareState(const Ubatch& ubatch) {
       from.push_back(copy.from), to.push_back(copy.to);
     }
     LAUNCH(&run_, cudaStreamSynchronize(run_.stream));  // the staging memory is used again
-    BatchWriter writer(&run_, staging_->data());
-    writer.Copy(from, copies_);
-    writer.Copy(to, copies_ + kMaxPageCopies);
+    std::byte* pinned = staging_->data();
+    for (const auto& [pages, device] :
+         {std::pair(&from, copies_), {&to, copies_ + kMaxPageCopies}}) {
+      const size_t bytes = count * sizeof(int32_t);
+      std::memcpy(pinned, pages->data(), bytes);
+      LAUNCH(&run_, cudaMemcpyAsync(device, pinned, bytes, cudaMemcpyHostToDevice, run_.stream));
+      pinned += bytes;
+    }
     const auto copy = [&](uint8_t* rows, int heads, int dim) {
       if (rows == nullptr) return;
       const size_t bytes =
@@ -443,6 +443,38 @@ void CudaStage::RunLayers() {
          cuda::AddScaled(hidden_, layer_out_, nullptr, run_.rows, config_.hidden_dim, run_.stream));
 }
 
+absl::Status CudaStage::Record(CudaRecording* recording) {
+  RETURN_IF_ERROR(recording->Begin(run_.stream));
+  run_.recording = recording;
+  RunLayers();
+  run_.recording = nullptr;
+  const absl::Status ended = recording->End();
+  static_cast<void>(cudaGetLastError());  // launches look at it
+  return run_.status.ok() ? ended : run_.status;
+}
+
+void CudaStage::RunDecodeStep() {
+  const StepShape shape = {
+      .rows = run_.rows,
+      .sequences = config_.has_recurrent_state() ? static_cast<int>(run_.sequences.size()) : 0,
+      .columns = run_.sparse() ? run_.columns : 0};
+  const auto found = recordings_.find(shape);
+  if (found == recordings_.end()) {
+    // This also loads the kernels, which a recording may not.
+    if (recordings_.size() == kMaxRecordings) recordings_.clear();
+    recordings_[shape] = nullptr;
+    RunLayers();
+    return;
+  }
+  if (found->second == nullptr) {
+    auto recording = std::make_unique<CudaRecording>();
+    run_.status.Update(Record(recording.get()));
+    if (!run_.status.ok()) return;
+    found->second = std::move(recording);
+  }
+  run_.status.Update(found->second->Replay(run_.stream));
+}
+
 absl::Status CudaStage::RunHead(const Ubatch& ubatch) {
   std::vector<int> wanted;
   int row = 0;
@@ -453,8 +485,12 @@ absl::Status CudaStage::RunHead(const Ubatch& ubatch) {
     }
   }
   const auto vocab = static_cast<size_t>(config_.vocab_size);
-  num_logits_ = wanted.size() * vocab;
-  if (logits_.size() < num_logits_) logits_.resize(num_logits_);
+  // What comes in one piece stays where it arrives.
+  const bool collect = wanted.size() > kDecodeRows;
+  const size_t num_logits = wanted.size() * vocab;
+  auto* const host = reinterpret_cast<float*>(logits_host_->data());
+  if (collect && logits_.size() < num_logits) logits_.resize(num_logits);
+  logits_view_ = {collect ? logits_.data() : host, num_logits};
   const int rows = run_.rows;
   for (size_t first = 0; first < wanted.size(); first += kDecodeRows) {
     const int count = static_cast<int>(std::min<size_t>(kDecodeRows, wanted.size() - first));
@@ -472,10 +508,10 @@ absl::Status CudaStage::RunHead(const Ubatch& ubatch) {
     }
     DeviceLinear(&run_, output_, normed, device_logits_);
     const size_t bytes = static_cast<size_t>(count) * vocab * sizeof(float);
-    LAUNCH(&run_, cudaMemcpyAsync(logits_host_->data(), device_logits_, bytes,
-                                  cudaMemcpyDeviceToHost, run_.stream));
+    LAUNCH(&run_,
+           cudaMemcpyAsync(host, device_logits_, bytes, cudaMemcpyDeviceToHost, run_.stream));
     LAUNCH(&run_, cudaStreamSynchronize(run_.stream));
-    std::memcpy(logits_.data() + first * vocab, logits_host_->data(), bytes);
+    if (collect) std::memcpy(logits_.data() + first * vocab, host, bytes);
   }
   run_.rows = rows;
   return run_.status;
@@ -528,7 +564,11 @@ absl::Status CudaStage::Run(const Ubatch& ubatch, const Bundle& in, Bundle* out)
   PrepareState(ubatch);
   UploadBatch(ubatch);
   if (!spec_.embeds) RETURN_IF_ERROR(ReadBundle(ubatch, in));
-  RunLayers();
+  if (run_.decode()) {
+    RunDecodeStep();
+  } else {
+    RunLayers();
+  }
   for (const UbatchSequence& sequence : ubatch.sequences) {
     if (sequence.save_snapshot >= 0) CopyState(sequence.slot, sequence.save_snapshot, true);
   }

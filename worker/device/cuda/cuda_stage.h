@@ -3,6 +3,8 @@
 // A stage on a CUDA device. Everything it needs is allocated when it is created; what does not fit
 // is refused then, with the bill.
 
+#include <compare>
+#include <map>
 #include <memory>
 #include <span>
 #include <vector>
@@ -32,7 +34,7 @@ class CudaStage : public Stage {
   ~CudaStage() override;
 
   absl::Status Run(const Ubatch& ubatch, const Bundle& in, Bundle* out) override;
-  std::span<const float> logits() const override { return {logits_.data(), num_logits_}; }
+  std::span<const float> logits() const override { return logits_view_; }
   StageMemory memory() const override { return memory_; }
 
  private:
@@ -52,6 +54,10 @@ class CudaStage : public Stage {
   void CopyState(int slot, int snapshot, bool save);
   absl::Status ReadBundle(const Ubatch& ubatch, const Bundle& in);
   void RunLayers();
+  // RunLayers for a decode step: launched kernel by kernel at first, recorded when the shape comes
+  // again.
+  void RunDecodeStep();
+  absl::Status Record(CudaRecording* recording);
   absl::Status RunHead(const Ubatch& ubatch);
   absl::Status WriteBundle(const Ubatch& ubatch, Bundle* out);
   bool SelectionCrosses(int layer) const;
@@ -59,6 +65,14 @@ class CudaStage : public Stage {
   const ModelConfig& config_;
   StageSpec spec_;
   CudaStageOptions options_;
+  // What the launches of a decode step depend on.
+  struct StepShape {
+    int rows = 0;
+    int sequences = 0;  // of models with recurrent state
+    int columns = 0;    // of sparse attention
+    auto operator<=>(const StepShape&) const = default;
+  };
+
   CudaRun run_;
   int num_tables_ = 0;  // page table entries that a ubatch may bring
 
@@ -78,7 +92,8 @@ class CudaStage : public Stage {
   float* device_logits_ = nullptr;
   std::unique_ptr<PinnedMemory> staging_, experts_host_, logits_host_;
   std::vector<float> logits_;
-  size_t num_logits_ = 0;
+  std::span<const float> logits_view_;
+  std::map<StepShape, std::unique_ptr<CudaRecording>> recordings_;  // null: came once
 };
 
 }  // namespace packtrain
