@@ -10,28 +10,46 @@ constexpr int kThreads = 256;
 __global__ void __launch_bounds__(kThreads)
     ConvertKernel(const float* x, int n, int stride, ActivationOut out) {
   const float* row = x + static_cast<size_t>(blockIdx.x) * stride;
-  for (int i = threadIdx.x; i < n; i += kThreads) Emit(out, blockIdx.x, n, i, row[i]);
+  int i = blockIdx.y * kThreads + threadIdx.x;
+  if (i < n) Emit(out, blockIdx.x, n, i, row[i]);
 }
 
-// A block per row. The row is read twice; the second time from L1 or L2.
+// A block per row, kPer values a thread: all loads are under way at once.
+template <int kPer>
 __global__ void __launch_bounds__(1024)
     RmsNormKernel(float* h, int stride, const float* delta, const float* weight, float eps, int n,
                   ActivationOut out) {
   __shared__ float scratch[33];
   float* row = h + static_cast<size_t>(blockIdx.x) * stride;
   const float* d = delta != nullptr ? delta + static_cast<size_t>(blockIdx.x) * n : nullptr;
-  float sum = 0;
-  for (int i = threadIdx.x; i < n; i += blockDim.x) {
-    float v = row[i];
-    if (d != nullptr) {
-      v += d[i];
-      row[i] = v;
-    }
-    sum = fmaf(v, v, sum);
+  float v[kPer], w[kPer];
+#pragma unroll
+  for (int k = 0; k < kPer; ++k) {
+    int i = threadIdx.x + k * blockDim.x;
+    v[k] = i < n ? row[i] : 0.0f;
+    w[k] = i < n ? weight[i] : 0.0f;
   }
+  if (d != nullptr) {
+#pragma unroll
+    for (int k = 0; k < kPer; ++k) {
+      int i = threadIdx.x + k * blockDim.x;
+      v[k] += i < n ? d[i] : 0.0f;
+    }
+#pragma unroll
+    for (int k = 0; k < kPer; ++k) {
+      int i = threadIdx.x + k * blockDim.x;
+      if (i < n) row[i] = v[k];
+    }
+  }
+  float sum = 0;
+#pragma unroll
+  for (int k = 0; k < kPer; ++k) sum = fmaf(v[k], v[k], sum);
   float scale = 1.0f / sqrtf(BlockSum(sum, scratch) / static_cast<float>(n) + eps);
-  for (int i = threadIdx.x; i < n; i += blockDim.x)
-    Emit(out, blockIdx.x, n, i, row[i] * scale * weight[i]);
+#pragma unroll
+  for (int k = 0; k < kPer; ++k) {
+    int i = threadIdx.x + k * blockDim.x;
+    if (i < n) Emit(out, blockIdx.x, n, i, v[k] * scale * w[k]);
+  }
 }
 
 __global__ void __launch_bounds__(128)
@@ -64,11 +82,11 @@ __global__ void __launch_bounds__(kThreads)
     SigmoidGateKernel(const float* x, const float* gate, int gate_stride, int gate_head_stride,
                       int head_dim, int n, ActivationOut out) {
   size_t row = blockIdx.x;
-  for (int i = threadIdx.x; i < n; i += kThreads) {
-    float g = gate[row * gate_stride + static_cast<size_t>(i / head_dim) * gate_head_stride +
-                   i % head_dim];
-    Emit(out, row, n, i, x[row * n + i] * Sigmoid(g));
-  }
+  int i = blockIdx.y * kThreads + threadIdx.x;
+  if (i >= n) return;
+  float g =
+      gate[row * gate_stride + static_cast<size_t>(i / head_dim) * gate_head_stride + i % head_dim];
+  Emit(out, row, n, i, x[row * n + i] * Sigmoid(g));
 }
 
 __global__ void __launch_bounds__(kThreads)
@@ -126,17 +144,26 @@ __global__ void GatedRmsNormKernel(const float* x, const float* z, const float* 
 int Convert(const float* x, int rows, int n, int stride, ActivationOut out, Stream stream) {
   if (n % 32 != 0 && out.q8 != nullptr) return static_cast<int>(cudaErrorInvalidValue);
   if (rows == 0) return 0;
-  ConvertKernel<<<rows, kThreads, 0, stream>>>(x, n, stride, out);
+  ConvertKernel<<<dim3(rows, CeilDiv(n, kThreads)), kThreads, 0, stream>>>(x, n, stride, out);
   return LastLaunch();
 }
 
 int RmsNorm(float* h, int stride, const float* delta, const float* weight, float eps, int rows,
             int n, ActivationOut out, Stream stream) {
-  if (n % 32 != 0 && out.q8 != nullptr) return static_cast<int>(cudaErrorInvalidValue);
+  // A thread holds at most 16 values.
+  if ((n % 32 != 0 && out.q8 != nullptr) || n > 16384) {
+    return static_cast<int>(cudaErrorInvalidValue);
+  }
   if (rows == 0) return 0;
   // The number of threads fixes the order of the sum, so it depends on n alone.
   int threads = n >= 4096 ? 1024 : (n >= 1024 ? 256 : 128);
-  RmsNormKernel<<<rows, threads, 0, stream>>>(h, stride, delta, weight, eps, n, out);
+  if (n <= 2 * threads) {
+    RmsNormKernel<2><<<rows, threads, 0, stream>>>(h, stride, delta, weight, eps, n, out);
+  } else if (n <= 8 * threads) {
+    RmsNormKernel<8><<<rows, threads, 0, stream>>>(h, stride, delta, weight, eps, n, out);
+  } else {
+    RmsNormKernel<16><<<rows, threads, 0, stream>>>(h, stride, delta, weight, eps, n, out);
+  }
   return LastLaunch();
 }
 
@@ -159,8 +186,8 @@ int SigmoidGate(const float* x, const float* gate, int gate_stride, int gate_hea
                 int head_dim, int rows, int n, ActivationOut out, Stream stream) {
   if (n % 32 != 0 && out.q8 != nullptr) return static_cast<int>(cudaErrorInvalidValue);
   if (rows == 0) return 0;
-  SigmoidGateKernel<<<rows, kThreads, 0, stream>>>(x, gate, gate_stride, gate_head_stride, head_dim,
-                                                   n, out);
+  SigmoidGateKernel<<<dim3(rows, CeilDiv(n, kThreads)), kThreads, 0, stream>>>(
+      x, gate, gate_stride, gate_head_stride, head_dim, n, out);
   return LastLaunch();
 }
 

@@ -136,11 +136,23 @@ __global__ void __launch_bounds__(256)
   int token = blockIdx.x, i = blockIdx.y * 256 + threadIdx.x;
   if (i >= n) return;
   float sum = 0;
-  for (int k = 0; k < top_k; ++k) {
-    int pair = token * top_k + k, expert;
-    if (!Owned(ids, slot, pair, &expert)) continue;
-    int row = row_of_pair != nullptr ? row_of_pair[pair] : pair;
-    if (row >= 0) sum = fmaf(weights[pair], x[static_cast<size_t>(row) * n + i], sum);
+  constexpr int kAtOnce = 8;  // loads under way
+  for (int base = 0; base < top_k; base += kAtOnce) {
+    float value[kAtOnce], weight[kAtOnce];
+    bool counts[kAtOnce];
+#pragma unroll
+    for (int k = 0; k < kAtOnce; ++k) {
+      int pair = token * top_k + base + k, expert, row = -1;
+      if (base + k < top_k && Owned(ids, slot, pair, &expert))
+        row = row_of_pair != nullptr ? row_of_pair[pair] : pair;
+      counts[k] = row >= 0;
+      value[k] = counts[k] ? x[static_cast<size_t>(row) * n + i] : 0.0f;
+      weight[k] = counts[k] ? weights[pair] : 0.0f;
+    }
+#pragma unroll
+    for (int k = 0; k < kAtOnce; ++k) {
+      if (counts[k]) sum = fmaf(weight[k], value[k], sum);
+    }
   }
   float* to = y + static_cast<size_t>(token) * n + i;
   *to = accumulate ? *to + sum : sum;
