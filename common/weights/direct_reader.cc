@@ -24,6 +24,46 @@ constexpr uint64_t kBlock = 4096;  // what O_DIRECT wants offsets, lengths and a
 constexpr uint64_t kChunk = 8 << 20;
 constexpr std::chrono::milliseconds kProgressEvery(200);
 
+uint64_t RoundDown(uint64_t value) { return value / kBlock * kBlock; }
+uint64_t AddressOf(const DirectRead& r) { return reinterpret_cast<uintptr_t>(r.to); }
+
+// Whether the storage can write it to its target.
+bool IsAligned(const DirectRead& r) { return (r.offset | r.bytes | AddressOf(r)) % kBlock == 0; }
+
+// Reads that follow each other in file and memory as one, in the order of the file.
+std::vector<DirectRead> Merge(std::vector<DirectRead> reads) {
+  std::sort(reads.begin(), reads.end(), [](const DirectRead& a, const DirectRead& b) {
+    return std::pair(a.file, a.offset) < std::pair(b.file, b.offset);
+  });
+  std::vector<DirectRead> merged;
+  for (const DirectRead& read : reads) {
+    DirectRead* last = merged.empty() ? nullptr : &merged.back();
+    if (last != nullptr && last->file == read.file && last->offset + last->bytes == read.offset &&
+        last->to + last->bytes == read.to) {
+      last->bytes += read.bytes;
+    } else {
+      merged.push_back(read);
+    }
+  }
+  return merged;
+}
+
+// Cuts a read into chunks; all but the first and the last are aligned if any can be.
+void Cut(const DirectRead& read, std::vector<DirectRead>* chunks) {
+  const uint64_t end = read.offset + read.bytes;
+  const bool congruent = (AddressOf(read) - read.offset) % kBlock == 0;
+  for (uint64_t at = read.offset; at < end;) {
+    uint64_t next = std::min(at + kChunk, end);
+    if (congruent && at % kBlock != 0) {
+      next = std::min(RoundDown(at) + kBlock, end);
+    } else if (congruent && RoundDown(next) > at) {
+      next = RoundDown(next);
+    }
+    chunks->push_back({read.file, at, next - at, read.to + (at - read.offset)});
+    at = next;
+  }
+}
+
 // One file, read directly if its filesystem allows it.
 class InputFile {
  public:
@@ -88,15 +128,13 @@ class ParallelReader {
       const size_t i = next_.fetch_add(1);
       if (i >= chunks_.size() || failed_) break;
       const DirectRead& c = chunks_[i];
-      const uint64_t begin = c.offset / kBlock * kBlock;
-      const uint64_t needed = c.offset + c.bytes - begin;
-      const uint64_t size = (needed + kBlock - 1) / kBlock * kBlock;
-      const absl::Status status = files_[c.file].Read(begin, size, needed, buffer.get());
+      const absl::Status status = IsAligned(c)
+                                      ? files_[c.file].Read(c.offset, c.bytes, c.bytes, c.to)
+                                      : ReadByWayOf(buffer.get(), c);
       if (!status.ok()) {
         Fail(status);
         break;
       }
-      std::memcpy(c.to, buffer.get() + (c.offset - begin), c.bytes);
       done_.fetch_add(c.bytes);
     }
     MutexLock lock(&mutex_);
@@ -116,6 +154,15 @@ class ParallelReader {
   }
 
  private:
+  absl::Status ReadByWayOf(std::byte* buffer, const DirectRead& c) const {
+    const uint64_t begin = RoundDown(c.offset);
+    const uint64_t needed = c.offset + c.bytes - begin;
+    const uint64_t size = RoundDown(needed + kBlock - 1);
+    RETURN_IF_ERROR(files_[c.file].Read(begin, size, needed, buffer));
+    std::memcpy(c.to, buffer + (c.offset - begin), c.bytes);
+    return absl::OkStatus();
+  }
+
   void Fail(const absl::Status& status) {
     MutexLock lock(&mutex_);
     FailLocked(status);
@@ -143,17 +190,11 @@ absl::Status ReadDirect(const std::vector<std::string>& paths, std::vector<Direc
                         const std::function<bool(uint64_t done, uint64_t total)>& progress) {
   std::vector<InputFile> files(paths.size());
   for (size_t i = 0; i < paths.size(); ++i) RETURN_IF_ERROR(files[i].Open(paths[i]));
-  std::sort(reads.begin(), reads.end(), [](const DirectRead& a, const DirectRead& b) {
-    return std::pair(a.file, a.offset) < std::pair(b.file, b.offset);
-  });
   std::vector<DirectRead> chunks;
   uint64_t total = 0;
-  for (const DirectRead& read : reads) {
+  for (const DirectRead& read : Merge(std::move(reads))) {
     total += read.bytes;
-    for (uint64_t at = 0; at < read.bytes; at += kChunk) {
-      chunks.push_back(
-          {read.file, read.offset + at, std::min(kChunk, read.bytes - at), read.to + at});
-    }
+    Cut(read, &chunks);
   }
   ParallelReader reader(files, std::move(chunks));
   std::vector<std::thread> workers;

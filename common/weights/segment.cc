@@ -26,6 +26,7 @@ namespace {
 
 constexpr uint64_t kHugePage = 2 << 20;
 constexpr uint64_t kAlignment = 64;
+constexpr uint64_t kPage = 4096;
 // Of a finished segment: without those on its size a mapping could be made to fault.
 constexpr int kSeals = F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE | F_SEAL_SEAL;
 
@@ -112,14 +113,18 @@ SegmentLayout PlanSegment(const GgufFile& file, std::span<const GgufTensor* cons
   const std::string identity = Identity(file);
   uint64_t header_bytes = 8 + 8 + 8 + 4 + 4 + 4 + identity.size() + 4;
   for (const GgufTensor* t : tensors) header_bytes += 4 + t->name.size() + 8 + 8;
-  uint64_t offset = RoundUp(header_bytes, kAlignment);
+  uint64_t offset = header_bytes;
   std::string table;
   for (const GgufTensor* t : tensors) {
+    offset = RoundUp(offset, kAlignment);
+    if (t->file_offset % kAlignment == 0) {
+      offset += (t->file_offset % kPage + kPage - offset % kPage) % kPage;
+    }
     layout.entries.push_back({t, offset});
     AppendString(&table, t->name);
     AppendInteger(&table, offset, 8);
     AppendInteger(&table, t->bytes, 8);
-    offset = RoundUp(offset + t->bytes, kAlignment);
+    offset += t->bytes;
   }
   layout.bytes = RoundUp(offset, kHugePage);
   layout.header = "PTSEGM01";

@@ -8,7 +8,8 @@
 // Bytes: magic "PTSEGM01", u64 header bytes, u64 total bytes, then as (u32 length, bytes) strings
 // the name of the layout ("gguf": tensors as in the file) and the model's identity, a u32 count and
 // per tensor its name as such a string, u64 offset and u64 bytes; all little-endian. Tensors begin
-// at multiples of 64.
+// at multiples of 64, and as far into a page as in the file if that is such a multiple: the storage
+// can then write straight into the segment.
 
 #include <cstdint>
 #include <functional>

@@ -1,6 +1,7 @@
 // Time of one hop: the experts mailbox between two spinning processes, and a bundle one way over
 // each transport. The first result of each is checked before it is timed.
 
+#include <sched.h>
 #include <signal.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -38,10 +39,21 @@ class Negate : public ExpertsBackend {
   }
 };
 
+void BindTo(size_t cpu) {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  CPU_SET(cpu, &set);
+  sched_setaffinity(0, sizeof set, &set);
+}
+
+// Spinning ends each have a core to themselves, as far as others leave them one.
 void BenchMailbox(std::chrono::nanoseconds spin, const char* what) {
+  cpu_set_t all;
+  sched_getaffinity(0, sizeof all, &all);
   const std::string name = absl::StrCat("packtrain-bench/", getpid(), "/", spin.count());
   const MailboxShape shape{.max_tokens = 1, .hidden_dim = kHiddenDim, .top_k = 8};
   const pid_t child = fork();
+  if (spin.count() > 0) BindTo(child == 0 ? 1 : 0);
   if (child == 0) {
     Negate backend;
     auto server = MailboxServer::Listen(name, shape, spin);
@@ -73,6 +85,7 @@ void BenchMailbox(std::chrono::nanoseconds spin, const char* what) {
     CHECK(i != 0 || y[77] == -77.0F);
   }
   Print(what, us);
+  sched_setaffinity(0, sizeof all, &all);
   client->reset();
   kill(child, SIGKILL);
   waitpid(child, nullptr, 0);
@@ -118,7 +131,7 @@ void BenchTransport(const std::string& name, uint32_t bytes, int trips) {
 
 int main() {
   using namespace std::chrono_literals;
-  packtrain::BenchMailbox(200us, "experts exchange, 24 KB each way, spinning");
+  packtrain::BenchMailbox(50us, "experts exchange, 24 KB each way, spinning");
   packtrain::BenchMailbox(0us, "experts exchange, 24 KB each way, sleeping");
   for (const char* name : {"shm", "grpc"}) {
     packtrain::BenchTransport(name, 24 << 10, 3000);

@@ -5,6 +5,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <climits>
 
 namespace packtrain {
@@ -24,10 +25,19 @@ void FutexWakeAll(const std::atomic<uint32_t>& word) {
 void SpinPredictor::Observe(std::chrono::nanoseconds waited) {
   // Beyond this a core is worth more than the wake-up.
   constexpr std::chrono::milliseconds kFarOff(2);
-  // Up at once, down slowly: a wait cut short by luck must not cost the next one its core.
-  expected_ = waited > kFarOff     ? std::chrono::nanoseconds(0)
-              : waited > expected_ ? waited
-                                   : expected_ - (expected_ - waited) / 8;
+  constexpr int kPauseMax = 63;
+  if (pause_ > 0) {
+    --pause_;
+  } else if (waited > limit()) {
+    pause_ = next_pause_;
+    next_pause_ = std::min(2 * next_pause_ + 1, kPauseMax);
+  } else {
+    next_pause_ = 0;
+  }
+  // Up slowly, down at once: a wait that is long by chance must not make us spin longer.
+  const auto change = waited - expected_;
+  expected_ = waited > kFarOff ? std::chrono::nanoseconds(0)
+                               : expected_ + change / (waited > expected_ ? 8 : 2);
 }
 
 void SharedEvent::Notify() {

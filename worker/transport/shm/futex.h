@@ -24,18 +24,21 @@ struct SharedEvent {
 };
 
 // How long a waiting end spins: until `budget` beyond the arrival that its last waits predict, not
-// at all with a budget of 0. Arrivals that are far off are slept for. One thread.
+// at all with a budget of 0. Arrivals that are far off are slept for, and spins in vain become
+// rare: somebody else's work may keep the peer from its core, or we do. One thread.
 class SpinPredictor {
  public:
   explicit SpinPredictor(std::chrono::nanoseconds budget) : budget_(budget) {}
   std::chrono::nanoseconds limit() const {
-    return budget_.count() > 0 ? expected_ + budget_ : budget_;
+    return budget_.count() == 0 || pause_ > 0 ? std::chrono::nanoseconds(0) : expected_ + budget_;
   }
   void Observe(std::chrono::nanoseconds waited);
 
  private:
   const std::chrono::nanoseconds budget_;
   std::chrono::nanoseconds expected_{0};  // 0: not known, or too far off
+  int pause_ = 0;                         // waits until the next that spins
+  int next_pause_ = 0;                    // after the next spin in vain
 };
 
 // Waits until `ready()` is true: spins as the predictor says, then sleeps in slices; `alive()` is

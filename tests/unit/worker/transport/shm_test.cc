@@ -37,18 +37,44 @@ TEST(SpinPredictorTest, NobodySpinsWithoutABudget) {
 TEST(SpinPredictorTest, SpinsUntilTheBudgetBeyondThePredictedArrival) {
   SpinPredictor spin(microseconds(50));
   EXPECT_EQ(spin.limit(), microseconds(50));
-  for (int i = 0; i < 3; ++i) spin.Observe(microseconds(800));
-  EXPECT_EQ(spin.limit(), microseconds(850));
-  for (int i = 0; i < 100; ++i) spin.Observe(microseconds(100));
+  for (int i = 0; i < 120; ++i) spin.Observe(microseconds(800));
+  EXPECT_GE(spin.limit(), microseconds(840));
+  EXPECT_LE(spin.limit(), microseconds(850));
+  for (int i = 0; i < 20; ++i) spin.Observe(microseconds(100));
   EXPECT_GE(spin.limit(), microseconds(149));
   EXPECT_LE(spin.limit(), microseconds(151));
 }
 
+TEST(SpinPredictorTest, AWaitThatIsLongByChanceChangesLittle) {
+  SpinPredictor spin(microseconds(50));
+  for (int i = 0; i < 20; ++i) spin.Observe(microseconds(10));
+  spin.Observe(microseconds(1900));
+  EXPECT_LE(spin.limit(), microseconds(300));
+  spin.Observe(microseconds(10));
+  spin.Observe(microseconds(10));
+  spin.Observe(microseconds(10));
+  EXPECT_LE(spin.limit(), microseconds(100));
+}
+
 TEST(SpinPredictorTest, ArrivalsThatAreFarOffAreSleptFor) {
   SpinPredictor spin(microseconds(50));
-  spin.Observe(microseconds(800));
+  for (int i = 0; i < 20; ++i) spin.Observe(microseconds(800));
   spin.Observe(milliseconds(30));
-  EXPECT_EQ(spin.limit(), microseconds(50));
+  EXPECT_LE(spin.limit(), microseconds(50));
+}
+
+TEST(SpinPredictorTest, SpinsInVainBecomeRareUntilOnePays) {
+  SpinPredictor spin(microseconds(50));
+  int spins = 0;
+  for (int i = 0; i < 640; ++i) {
+    spins += spin.limit().count() > 0;
+    spin.Observe(milliseconds(5));
+  }
+  EXPECT_LE(spins, 20);
+  EXPECT_GE(spins, 5);
+  while (spin.limit().count() == 0) spin.Observe(milliseconds(5));
+  spin.Observe(microseconds(10));
+  EXPECT_GT(spin.limit().count(), 0);
 }
 
 // ---- ring ----
