@@ -206,6 +206,11 @@ absl::StatusOr<std::unique_ptr<Segment>> Segment::Open(int fd, const GgufFile& f
   return segment;
 }
 
+bool Segment::IsFinished(int fd) {
+  const int seals = fcntl(fd, F_GET_SEALS);
+  return seals >= 0 && (seals & F_SEAL_WRITE) != 0;
+}
+
 Segment::~Segment() {
   if (data_ != nullptr) munmap(const_cast<std::byte*>(data_), bytes_);
 }

@@ -63,6 +63,8 @@ class Segment {
                                                        const SegmentLayout& layout,
                                                        const SegmentFillOptions& options);
   ~Segment();
+  // Whether `fd` is a segment that has been filled and sealed.
+  static bool IsFinished(int fd);
   Segment(const Segment&) = delete;
   Segment& operator=(const Segment&) = delete;
 

@@ -93,6 +93,15 @@ absl::Status CreateWorkerSegments(const DeploymentPlan& plan,
   }
   ASSIGN_OR_RETURN(const std::vector<int> fds, CreateSegments(sizes));
   for (size_t i = 0; i < local.size(); ++i) local[i]->set_segment_fd(fds[i]);
+  for (auto& stage : *workers) {
+    if (!stage->stage() || !stage->local() || stage->plan().device == "cpu") continue;
+    for (const auto& experts : *workers) {
+      if (!experts->stage() && experts->segment_fd() >= 0 &&
+          ServesStage(experts->plan(), stage->plan())) {
+        stage->StreamFrom(experts.get());
+      }
+    }
+  }
   return absl::OkStatus();
 }
 
@@ -115,6 +124,13 @@ v1::CoordinatorMessage LoadMessage(const DeploymentPlan& plan, const FleetWorker
     stage->set_num_slots(static_cast<uint32_t>(plan.num_slots));
     stage->set_num_snapshots(static_cast<uint32_t>(plan.num_snapshots));
     stage->set_max_tokens(static_cast<uint32_t>(plan.max_tokens));
+    for (const FleetWorker* experts : worker.streams_from()) {
+      v1::Load::ExpertsSegment* segment = load->add_experts_segments();
+      segment->set_fd(experts->segment_fd());
+      for (const LayerRange& r : experts->plan().expert_layers) {
+        SetRange(r, segment->add_layers());
+      }
+    }
     return message;
   }
   v1::ExpertsSpec* experts = load->mutable_experts();

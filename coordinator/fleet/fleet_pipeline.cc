@@ -303,13 +303,20 @@ class FleetPipeline::Impl {
     return Load(all);
   }
 
+  // A stage that streams from others' segments comes when they are finished.
   absl::Status Load(const std::vector<FleetWorker*>& workers) {
-    for (FleetWorker* w : workers) {
-      w->connection()->Begin(
-          LoadMessage(plan_, *w, SpinMicroseconds(workers_, w->peer().host_id())),
-          v1::WorkerMessage::kLoaded);
+    for (const bool streams : {false, true}) {
+      std::vector<FleetWorker*> now;
+      for (FleetWorker* w : workers) {
+        if (w->streams_from().empty() == streams) continue;
+        w->connection()->Begin(
+            LoadMessage(plan_, *w, SpinMicroseconds(workers_, w->peer().host_id())),
+            v1::WorkerMessage::kLoaded);
+        now.push_back(w);
+      }
+      RETURN_IF_ERROR(FinishAll(now, options_.load_timeout));
     }
-    return FinishAll(workers, options_.load_timeout);
+    return absl::OkStatus();
   }
 
   // Which transport joins two workers; measured once per pair.

@@ -33,6 +33,7 @@ absl::Status FleetWorker::Start(uint64_t epoch, WorkerConnection::Events events,
     }
     std::vector<int> inherited;
     if (segment_fd_ >= 0) inherited.push_back(segment_fd_);
+    for (const FleetWorker* experts : streams_from_) inherited.push_back(experts->segment_fd());
     ASSIGN_OR_RETURN(process_, WorkerProcess::Start(options_.binary, arguments, inherited));
   }
   lost = false;

@@ -6,6 +6,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "coordinator/fleet/worker_connection.h"
@@ -57,6 +58,10 @@ class FleetWorker {
   WorkerConnection* connection() { return connection_.get(); }
   int segment_fd() const { return segment_fd_; }
   void set_segment_fd(int fd) { segment_fd_ = fd; }
+  // Experts workers from whose segments this one streams: it inherits them too. Before Start; the
+  // others live as long as this one's process.
+  void StreamFrom(const FleetWorker* experts) { streams_from_.push_back(experts); }
+  const std::vector<const FleetWorker*>& streams_from() const { return streams_from_; }
 
   // The stream has ended by itself; the connection is of no more use.
   std::atomic<bool> lost{false};
@@ -66,6 +71,7 @@ class FleetWorker {
   const Options options_;
   int starts_ = 0;
   int segment_fd_ = -1;
+  std::vector<const FleetWorker*> streams_from_;
   v1::PeerInfo peer_;
   int cores_ = 0;
   std::unique_ptr<WorkerProcess> process_;

@@ -13,6 +13,8 @@ namespace packtrain {
 namespace {
 
 constexpr int kUbatch = 512;
+// Copying a layer's experts to a GPU takes as long for few rows as for many.
+constexpr int kGpuUbatch = 2048;
 // Beside one full context there is room for this much of every other slot's.
 constexpr int kPositionsPerSlot = 4096;
 constexpr int kSnapshots = 16;
@@ -34,9 +36,9 @@ class Planner {
     plan.kv_cache = model_.kv_cache;
     plan.context_length = model_.context;
     plan.num_slots = model_.slots;
-    plan.max_tokens = model_.ubatch > 0 ? model_.ubatch : kUbatch;
     plan.insecure = input_.topology->insecure;
     RETURN_IF_ERROR(PlaceStages());
+    plan.max_tokens = Ubatch();
     RETURN_IF_ERROR(PlaceExperts());
     RETURN_IF_ERROR(FitMemory());
     PinLinks();
@@ -145,6 +147,14 @@ class Planner {
       devices_.push_back(entry->device_name());
     }
     return absl::OkStatus();
+  }
+
+  int Ubatch() const {
+    if (model_.ubatch > 0) return model_.ubatch;
+    const std::vector<WorkerPlan>& workers = result_.plan.workers;
+    const bool gpu = std::any_of(workers.begin(), workers.end(),
+                                 [](const WorkerPlan& w) { return w.device != "cpu"; });
+    return gpu ? kGpuUbatch : kUbatch;
   }
 
   bool HasExperts(int layer) const {

@@ -4,6 +4,8 @@
 // absent on machines without one.
 
 #include <memory>
+#include <utility>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "common/model/config.h"
@@ -19,6 +21,13 @@ struct CudaStageOptions {
   int device = 0;  // ordinal
   // Serves the MoE layers outside [resident_first, resident_last); may be null if there are none.
   ExpertsClient* experts = nullptr;
+  // Where experts of layers that are not resident lie in this host's memory, page-aligned: large
+  // ubatches stream them to the device.
+  struct Streamed {
+    const WeightSource* source = nullptr;
+    std::vector<std::pair<int, int>> layers;  // half-open
+  };
+  std::vector<Streamed> streamed;
   LoadProgress progress;
 };
 

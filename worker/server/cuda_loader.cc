@@ -7,6 +7,7 @@
 #include "common/base/status_macros.h"
 #include "common/model/config.h"
 #include "common/model/tensors.h"
+#include "common/model/weight_segment.h"
 #include "common/model/weight_source.h"
 #include "common/weights/gguf.h"
 #include "worker/device/cuda_plugin.h"
@@ -21,6 +22,7 @@ struct CudaModel {
   ModelConfig config;
   std::unique_ptr<ModelTensors> tensors;
   std::unique_ptr<MappedWeights> weights;
+  std::vector<std::unique_ptr<SegmentWeights>> experts;  // in RAM, of other workers
 };
 
 absl::StatusOr<int> Ordinal(const std::string& device) {
@@ -33,6 +35,32 @@ absl::StatusOr<int> Ordinal(const std::string& device) {
   }
   return absl::InvalidArgumentError(
       absl::StrFormat("device \"%s\": allowed are cpu and cuda:N", device));
+}
+
+absl::StatusOr<std::vector<CudaStageOptions::Streamed>> MapExperts(const LoadRequest& request,
+                                                                   CudaModel* model) {
+  std::vector<CudaStageOptions::Streamed> streamed;
+  for (const LoadRequest::ExpertsSegment& in : request.experts_segments) {
+    for (const auto& [first, last] : in.layers) {
+      if (first < 0 || first >= last || last > model->config.num_layers) {
+        return absl::InvalidArgumentError(
+            absl::StrFormat("experts segment of layers [%d, %d): the model has %d layers", first,
+                            last, model->config.num_layers));
+      }
+    }
+    if (!Segment::IsFinished(in.fd)) {
+      return absl::FailedPreconditionError(
+          absl::StrFormat("descriptor %d is no finished weight segment", in.fd));
+    }
+    ASSIGN_OR_RETURN(auto segment,
+                     Segment::Open(in.fd, *model->file,
+                                   PlanShardSegment(*model->file, model->config, *model->tensors,
+                                                    ExpertsShards(in.layers)),
+                                   {}));
+    model->experts.push_back(std::make_unique<SegmentWeights>(std::move(segment)));
+    streamed.push_back({model->experts.back().get(), in.layers});
+  }
+  return streamed;
 }
 
 }  // namespace
@@ -56,10 +84,13 @@ absl::StatusOr<LoadedModel> LoadCudaModel(const LoadRequest& request, ExpertsCli
   loaded.vocab_size = model->config.vocab_size;
   loaded.selection_dim = model->config.indexer.top_k;
   loaded.expert_top_k = model->config.moe.top_k;
-  ASSIGN_OR_RETURN(
-      loaded.stage,
-      plugin->create_stage(model->config, *model->tensors, *model->weights, *request.stage,
-                           {.device = ordinal, .experts = experts, .progress = progress}));
+  ASSIGN_OR_RETURN(auto streamed, MapExperts(request, model.get()));
+  ASSIGN_OR_RETURN(loaded.stage, plugin->create_stage(model->config, *model->tensors,
+                                                      *model->weights, *request.stage,
+                                                      {.device = ordinal,
+                                                       .experts = experts,
+                                                       .streamed = std::move(streamed),
+                                                       .progress = progress}));
   loaded.memory = loaded.stage->memory();
   if (request.stage->has_head) loaded.sampling = MakeSampling();
   loaded.owner = std::move(model);

@@ -82,6 +82,12 @@ absl::StatusOr<LoadRequest> DecodeLoad(const v1::Load& load) {
   request.threads = static_cast<int>(load.threads());
   request.segment_fd = load.segment_fd();
   request.spin_us = static_cast<int>(std::min(load.spin_us(), kSpinMaxUs));
+  for (const v1::Load::ExpertsSegment& segment : load.experts_segments()) {
+    for (const v1::LayerRange& range : segment.layers()) {
+      RETURN_IF_ERROR(CheckRange("layers of an experts segment", range));
+    }
+    request.experts_segments.push_back({segment.fd(), Ranges(segment.layers())});
+  }
   if (load.has_stage()) {
     ASSIGN_OR_RETURN(request.stage, DecodeStage(load.stage(), request.threads));
   } else if (load.has_experts()) {

@@ -4,8 +4,10 @@
 
 #include <algorithm>
 
+#include "common/base/check.h"
 #include "common/base/status_macros.h"
 #include "worker/device/cuda/cuda_run.h"
+#include "worker/device/cuda/expert_stream.h"
 
 namespace packtrain {
 namespace {
@@ -73,18 +75,17 @@ void ExpertsByPair(CudaRun* run, const DeviceExperts& experts, const Picks& pick
                                    top_k, hidden, false, y, run->stream));
 }
 
-// C rows of experts [first, first + count) := A rows times their matrices, unpacked one batch at a
-// time.
-void GroupedProduct(CudaRun* run, const DeviceMatrix& w, int rows, int row_stride, int num_experts,
-                    const uint16_t* a, const int32_t* row_index, const int32_t* offsets,
-                    int total_rows, float* c) {
+// C rows of the piece's experts := A rows times their matrices, unpacked one batch at a time.
+void PieceProduct(CudaRun* run, const DeviceMatrix& w, const ExpertStream::Piece& piece, int rows,
+                  int row_stride, const uint16_t* a, const int32_t* row_index,
+                  const int32_t* offsets, int total_rows, float* c) {
   const size_t matrix = Product(rows, w.cols);
   const int fit = std::max(1, static_cast<int>(run->unpacked_capacity / matrix));
-  for (int first = 0; first < num_experts; first += fit) {
-    const int count = std::min(fit, num_experts - first);
+  for (int first = 0; first < piece.count; first += fit) {
+    const int count = std::min(fit, piece.count - first);
     const auto unpack = [&](int expert, int experts) {
       LAUNCH(run, w.kernels->decode_bf16(
-                      w.data + Product(expert, row_stride) * w.row_bytes(),
+                      piece.data + Product(expert, row_stride) * w.row_bytes(),
                       static_cast<size_t>(experts) * matrix,
                       run->unpacked + static_cast<size_t>(expert - first) * matrix, run->stream));
     };
@@ -101,11 +102,30 @@ void GroupedProduct(CudaRun* run, const DeviceMatrix& w, int rows, int row_strid
                             .c = c,
                             .ldc = rows,
                             .groups = count,
-                            .offsets = offsets + first,
+                            .offsets = offsets + piece.first + first,
                             .m = total_rows,
                             .n = rows,
                             .k = w.cols},
                            run->stream));
+  }
+}
+
+// The same for all experts of a matrix, on the device or streamed there.
+void GroupedProduct(CudaRun* run, const DeviceMatrix& w, int rows, int row_stride, int num_experts,
+                    const uint16_t* a, const int32_t* row_index, const int32_t* offsets,
+                    int total_rows, float* c) {
+  if (run->measuring) return;
+  if (w.data != nullptr) {
+    PieceProduct(run, w, {w.data, 0, num_experts}, rows, row_stride, a, row_index, offsets,
+                 total_rows, c);
+    return;
+  }
+  for (int done = 0; done < num_experts && run->status.ok();) {
+    const ExpertStream::Piece piece = run->expert_stream->Acquire(run);
+    CHECK(piece.first == done);
+    PieceProduct(run, w, piece, rows, row_stride, a, row_index, offsets, total_rows, c);
+    run->expert_stream->Release(run);
+    done += piece.count;
   }
 }
 
@@ -244,11 +264,14 @@ void DeviceMoe(CudaRun* run, int layer, const DeviceLayer& w, const DeviceActiva
                float* y) {
   const ScratchScope scope(run);
   SharedExpert shared;
-  if (w.experts.num_experts > 0) {
+  const DeviceExperts* experts = w.experts.num_experts > 0 ? &w.experts
+                                 : run->streaming          ? run->expert_stream->Find(layer)
+                                                           : nullptr;
+  if (experts != nullptr) {
     run->BeginBranch();
     shared = Shared(run, w, x);
     run->EndBranch();
-    ResidentExperts(run, w.experts, Route(run, w, x), x, y);
+    ResidentExperts(run, *experts, Route(run, w, x), x, y);
     run->JoinBranch();
   } else {
     // The shared expert, while others work on the routed ones.

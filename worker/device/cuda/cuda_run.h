@@ -65,6 +65,8 @@ struct RowRange {
   int rows = 0;
 };
 
+class ExpertStream;
+
 struct CudaRun {
   explicit CudaRun(const ModelConfig& model) : config(model) {}
 
@@ -72,6 +74,8 @@ struct CudaRun {
   cuda::Stream stream = nullptr;
   cuda::KvType kv_type = cuda::KvType::kF16;
   ExpertsClient* remote_experts = nullptr;
+  ExpertStream* expert_stream = nullptr;
+  bool streaming = false;  // this ubatch computes the streamed layers here
 
   int rows = 0;
   int max_position = 0;

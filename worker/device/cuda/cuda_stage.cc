@@ -33,7 +33,7 @@ size_t PagesOf(int positions) {
 
 CudaStage::CudaStage(const ModelConfig& config, const StageSpec& spec,
                      const CudaStageOptions& options)
-    : config_(config), spec_(spec), options_(options), run_(config) {
+    : config_(config), spec_(spec), options_(options), run_(config), expert_stream_(config) {
   run_.kv_type = static_cast<cuda::KvType>(spec.kv_cache);
   run_.remote_experts = options.experts;
 }
@@ -106,6 +106,7 @@ absl::Status CudaStage::Open(const ModelTensors& tensors, const WeightSource& so
   run_.batch.slots = run_.batch.row_offset + spec_.num_slots + 1;
   run_.batch.page_tables = run_.batch.slots + spec_.num_slots;
   RETURN_IF_ERROR(AllocateHost());
+  if (run_.expert_stream != nullptr) RETURN_IF_ERROR(expert_stream_.Open());
   return uploader.Upload(&weights_, options_.progress);
 }
 
@@ -124,8 +125,11 @@ absl::Status CudaStage::Bind(const ModelTensors& tensors, const WeightSource& so
     } else if (run_.remote_experts == nullptr) {
       return absl::FailedPreconditionError(
           absl::StrFormat("nobody serves the experts of layer %d", layer));
+    } else if (spec_.max_tokens >= ExpertStream::CrossoverRows(config_.moe)) {
+      RETURN_IF_ERROR(BindStreamed(layer, tensors, *types));
     }
   }
+  if (!expert_stream_.empty()) run_.expert_stream = &expert_stream_;
   if (spec_.embeds) embedding_ = binder.Matrix(TensorRole::kTokenEmbd, -1);
   if (spec_.has_head) {
     MatrixView output = binder.Matrix(TensorRole::kOutput, -1);
@@ -134,6 +138,18 @@ absl::Status CudaStage::Bind(const ModelTensors& tensors, const WeightSource& so
     uploader->Add(binder.Vector(TensorRole::kOutputNorm, -1), &output_norm_);
   }
   return binder.status();
+}
+
+absl::Status CudaStage::BindStreamed(int layer, const ModelTensors& tensors,
+                                     const CpuKernels& types) {
+  for (const CudaStageOptions::Streamed& streamed : options_.streamed) {
+    const auto holds = [&](const auto& r) { return layer >= r.first && layer < r.second; };
+    if (std::none_of(streamed.layers.begin(), streamed.layers.end(), holds)) continue;
+    WeightBinder binder(config_, tensors, *streamed.source, types);
+    expert_stream_.Add(layer, binder.Experts(layer));
+    return binder.status();
+  }
+  return absl::OkStatus();
 }
 
 void CudaStage::PlanCache() {
@@ -193,6 +209,7 @@ void CudaStage::PlanBuffers() {
     run_.unpacked_capacity = kUnpackedElements;
     buffers_.Add(&run_.unpacked, run_.unpacked_capacity);
   }
+  if (run_.expert_stream != nullptr) expert_stream_.Plan(&buffers_);
   buffers_.Add(&run_.scratch, MeasureScratch());
 }
 
@@ -205,6 +222,7 @@ size_t CudaStage::MeasureScratch() {
   for (int rows : {spec_.max_tokens, std::min(spec_.max_tokens, kDecodeRows)}) {
     run_.rows = rows;
     run_.sequences = {{0, rows}};
+    run_.streaming = Streams(rows);
     run_.scratch_used = run_.scratch_peak = 0;
     RunLayers();
     bytes = std::max(bytes, run_.scratch_peak);
@@ -242,6 +260,10 @@ absl::Status CudaStage::AllocateHost() {
   return absl::OkStatus();
 }
 
+bool CudaStage::Streams(int rows) const {
+  return run_.expert_stream != nullptr && rows >= ExpertStream::CrossoverRows(config_.moe);
+}
+
 bool CudaStage::SelectionCrosses(int layer) const {
   return layer < config_.num_layers &&
          config_.layers[static_cast<size_t>(layer)].indexer == IndexerKind::kShared;
@@ -276,6 +298,8 @@ void CudaStage::UploadBatch(const Ubatch& ubatch) {
   int32_t row = 0;
   run_.sequences.clear();
   run_.rows = ubatch.rows;
+  run_.streaming = Streams(ubatch.rows);
+  if (run_.streaming) expert_stream_.Begin(&run_);
   run_.max_position = 0;
   for (const UbatchSequence& sequence : ubatch.sequences) {
     const auto offset = static_cast<int32_t>(table - tables);

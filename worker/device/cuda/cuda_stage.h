@@ -15,6 +15,7 @@
 #include "worker/device/cuda/cuda_memory.h"
 #include "worker/device/cuda/cuda_run.h"
 #include "worker/device/cuda/cuda_weights.h"
+#include "worker/device/cuda/expert_stream.h"
 #include "worker/device/cuda_plugin.h"
 #include "worker/engine/stage.h"
 
@@ -22,10 +23,11 @@ namespace packtrain {
 
 class CudaStage : public Stage {
  public:
-  // `config` is borrowed for the stage's life, `tensors` and `source` until it returns, unless the
-  // stage embeds: then `source` for its life. Errors: INVALID_ARGUMENT for a layer range, a tensor
-  // type or a cache type that cannot be served; FAILED_PRECONDITION if experts are neither resident
-  // nor elsewhere, or there is no such device; RESOURCE_EXHAUSTED with the bill.
+  // `config` and options.streamed are borrowed for the stage's life, `tensors` and `source` until
+  // it returns, unless the stage embeds: then `source` for its life. Errors: INVALID_ARGUMENT for a
+  // layer range, a tensor type or a cache type that cannot be served; FAILED_PRECONDITION if
+  // experts are neither resident nor elsewhere, or there is no such device; RESOURCE_EXHAUSTED with
+  // the bill.
   static absl::StatusOr<std::unique_ptr<CudaStage>> Create(const ModelConfig& config,
                                                            const ModelTensors& tensors,
                                                            const WeightSource& source,
@@ -42,6 +44,7 @@ class CudaStage : public Stage {
   absl::Status Open(const ModelTensors& tensors, const WeightSource& source);
   absl::Status Bind(const ModelTensors& tensors, const WeightSource& source,
                     WeightUploader* uploader);
+  absl::Status BindStreamed(int layer, const ModelTensors& tensors, const CpuKernels& types);
   void PlanCache();
   void PlanBuffers();
   size_t MeasureScratch();
@@ -60,6 +63,7 @@ class CudaStage : public Stage {
   absl::Status Record(CudaRecording* recording);
   absl::Status RunHead(const Ubatch& ubatch);
   absl::Status WriteBundle(const Ubatch& ubatch, Bundle* out);
+  bool Streams(int rows) const;
   bool SelectionCrosses(int layer) const;
 
   const ModelConfig& config_;
@@ -74,6 +78,7 @@ class CudaStage : public Stage {
   };
 
   CudaRun run_;
+  ExpertStream expert_stream_;
   int num_tables_ = 0;  // page table entries that a ubatch may bring
 
   DevicePlan weights_, cache_memory_, buffers_;

@@ -29,7 +29,8 @@ struct DeviceFfn {
   DeviceMatrix gate, up, down;
 };
 
-// Routed experts, one behind the other; as ExpertWeights of worker/ops.
+// Routed experts, one behind the other; as ExpertWeights of worker/ops. Streamed ones have no
+// address: a piece at a time is on the device.
 struct DeviceExperts {
   DeviceFfn ffn;
   int num_experts = 0;

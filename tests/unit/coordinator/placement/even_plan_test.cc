@@ -76,6 +76,17 @@ TEST_F(EvenPlanTest, AnExpertsWorkerTakesTheExpertsOfAllStages) {
   EXPECT_EQ(plan->plan.workers[2].threads, 3);
 }
 
+TEST_F(EvenPlanTest, AGpuTakesLargerUbatchesUnlessTold) {
+  const std::string workers = "  - device: \"cuda:0\"\n  - {device: cpu, role: experts}\n";
+  const auto cpu = Plan("  - device: cpu\n");
+  const auto gpu = Plan(workers);
+  const auto told = Plan(workers, "  ubatch: 64\n");
+  ASSERT_TRUE(cpu.ok() && gpu.ok() && told.ok()) << told.status();
+  EXPECT_EQ(cpu->plan.max_tokens, 512);
+  EXPECT_EQ(gpu->plan.max_tokens, 2048);
+  EXPECT_EQ(told->plan.max_tokens, 64);
+}
+
 TEST_F(EvenPlanTest, TwoExpertsWorkersShareThemAndPinsAreKept) {
   const auto even =
       Plan("  - device: cpu\n  - {device: cpu, role: experts}\n  - {device: cpu, role: experts}\n");
