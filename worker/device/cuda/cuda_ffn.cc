@@ -241,8 +241,9 @@ SharedExpert Shared(CudaRun* run, const DeviceLayer& w, const DeviceActivations&
   return shared;
 }
 
-void ResidentExperts(CudaRun* run, const DeviceExperts& experts, const Picks& picks,
-                     const DeviceActivations& x, float* y) {
+// Experts that are on this device or are streamed to it.
+void OwnExperts(CudaRun* run, const DeviceExperts& experts, const Picks& picks,
+                const DeviceActivations& x, float* y) {
   const DeviceFfn& ffn = experts.ffn;
   const auto f32 = [](const DeviceMatrix& m) { return m.kernels->type == TensorType::kF32; };
   if (run->decode() || (f32(ffn.gate) && f32(ffn.up) && f32(ffn.down)) ||
@@ -271,7 +272,7 @@ void DeviceMoe(CudaRun* run, int layer, const DeviceLayer& w, const DeviceActiva
     run->BeginBranch();
     shared = Shared(run, w, x);
     run->EndBranch();
-    ResidentExperts(run, *experts, Route(run, w, x), x, y);
+    OwnExperts(run, *experts, Route(run, w, x), x, y);
     run->JoinBranch();
   } else {
     // The shared expert, while others work on the routed ones.
