@@ -18,6 +18,7 @@
 #include "common/model/step.h"
 #include "coordinator/cli/bench_runs.h"
 #include "coordinator/cli/host_probe.h"
+#include "coordinator/cli/log_to_display.h"
 #include "coordinator/cli/service.h"
 #include "coordinator/placement/floor.h"
 #include "coordinator/placement/work.h"
@@ -251,6 +252,7 @@ class Bench {
 
   const BenchOptions& options_;
   LoadDisplay display_;
+  LogToDisplay log_{&display_};
   std::unique_ptr<ChatTemplateHost> template_host_ = ChatTemplateHost::Create();
   HostFacts facts_;
   ModelFacts model_;

@@ -2,8 +2,6 @@
 
 #include <prometheus/registry.h>
 #include <signal.h>
-#include <spdlog/sinks/base_sink.h>
-#include <spdlog/spdlog.h>
 #include <sys/resource.h>
 #include <unistd.h>
 
@@ -19,6 +17,7 @@
 #include "common/base/status_macros.h"
 #include "coordinator/api/api_server.h"
 #include "coordinator/cli/load_display.h"
+#include "coordinator/cli/log_to_display.h"
 #include "coordinator/cli/service.h"
 #include "coordinator/tokenizer/chat_template_host.h"
 
@@ -54,33 +53,9 @@ void RaiseDescriptorLimit() {
   setrlimit(RLIMIT_NOFILE, &limit);
 }
 
-// Log lines go above the progress bars, not into them.
-class DisplaySink : public spdlog::sinks::base_sink<std::mutex> {
- public:
-  explicit DisplaySink(LoadDisplay* display) : display_(display) {}
-
- private:
-  void sink_it_(const spdlog::details::log_msg& message) override {
-    spdlog::memory_buf_t line;
-    formatter_->format(message, line);
-    display_->Print(std::string(line.data(), line.size() - 1));  // without its newline
-  }
-  void flush_() override {}
-
-  LoadDisplay* const display_;
-};
-
 class Serving {
  public:
-  Serving() : display_(stderr, isatty(STDERR_FILENO) == 1) {
-    spdlog::set_default_logger(
-        std::make_shared<spdlog::logger>("", std::make_shared<DisplaySink>(&display_)));
-  }
-  ~Serving() {
-    server_.reset();
-    services_.clear();
-    spdlog::set_default_logger(std::make_shared<spdlog::logger>(""));
-  }
+  Serving() : display_(stderr, isatty(STDERR_FILENO) == 1) {}
 
   absl::Status Start(const Topology& topology) {
     ASSIGN_OR_RETURN(services_, OpenServices(topology, template_host_.get(), &display_));
@@ -134,6 +109,7 @@ class Serving {
   }
 
   LoadDisplay display_;
+  LogToDisplay log_{&display_};
   std::unique_ptr<ChatTemplateHost> template_host_ = ChatTemplateHost::Create();
   std::vector<std::unique_ptr<Service>> services_;
   std::unique_ptr<ApiServer> server_;  // goes before what it serves
