@@ -31,6 +31,7 @@ namespace {
 
 constexpr uint32_t kProtocolVersion = 1;
 constexpr size_t kTokensBytesMax = 64 << 10;
+constexpr int kYieldUs = 50;
 
 // Equal for processes that share memory and abstract sockets: one kernel, one network namespace.
 std::string HostId() {
@@ -152,7 +153,9 @@ class Worker::Impl {
     model_ = {};
     ASSIGN_OR_RETURN(LoadRequest request, DecodeLoad(load));
     request.device = options_.device;
-    spin_ = std::chrono::microseconds(request.spin_us);
+    // Waiting ends yield to whoever has work, so they may spin even where cores are scarce; but
+    // under a quota they would use up what the others need.
+    spin_ = std::chrono::microseconds(ReadCpuLimit("") > 0 ? request.spin_us : kYieldUs);
     transports_["shm"] = MakeShmTransport(spin_);
     const LoadProgress progress = [this](uint64_t done, uint64_t total) {
       v1::WorkerMessage message;

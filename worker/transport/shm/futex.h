@@ -2,6 +2,8 @@
 
 // Waiting on a 32-bit word in memory that several processes share.
 
+#include <sched.h>
+
 #include <algorithm>
 #include <atomic>
 #include <chrono>
@@ -41,8 +43,9 @@ class SpinPredictor {
   int next_pause_ = 0;                    // after the next spin in vain
 };
 
-// Waits until `ready()` is true: spins as the predictor says, then sleeps in slices; `alive()` is
-// asked once per slice. False if `deadline` passed or `alive()` said no.
+// Waits until `ready()` is true: spins as the predictor says, offering the core to others all the
+// time, then sleeps in slices; `alive()` is asked once per slice. False if `deadline` passed or
+// `alive()` said no.
 template <typename Ready, typename Alive>
 bool WaitShared(SharedEvent* event, SpinPredictor* spin,
                 std::chrono::steady_clock::time_point deadline, const Ready& ready,
@@ -54,13 +57,14 @@ bool WaitShared(SharedEvent* event, SpinPredictor* spin,
     const auto until = std::min(deadline, begin + spin->limit());
     auto now = begin;
     do {
-      for (int i = 0; i < 64; ++i) {
+      for (int i = 0; i < 16; ++i) {
         if (ready()) {
           spin->Observe(now - begin);
           return true;
         }
         __builtin_ia32_pause();
       }
+      sched_yield();
       now = std::chrono::steady_clock::now();
     } while (now < until);
   }

@@ -11,8 +11,8 @@
 
 namespace packtrain {
 
-// `spin`: how long a waiting end may burn its core beyond the predicted arrival before it sleeps; 0
-// where cores are scarce.
+// `spin`: how long a waiting end may use a core that nobody else wants beyond the predicted arrival
+// before it sleeps.
 std::unique_ptr<Transport> MakeShmTransport(std::chrono::nanoseconds spin);
 
 // The abstract socket name of a channel.
