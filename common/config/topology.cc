@@ -144,7 +144,7 @@ absl::Status ReadModel(const YamlNode& node, const YamlPlace& place, ModelEntry*
             return ReadWorker(item, at, &out->workers.emplace_back());
           });
         }}},
-      {"name", "path", "workers"});
+      {"name", "path"});
 }
 
 absl::Status ReadLink(const YamlNode& node, const YamlPlace& place, LinkEntry* out) {

@@ -38,13 +38,13 @@ struct ModelEntry {
   std::string name;
   std::string role = "primary";  // or "sidecar"
   std::string path;              // of the first piece; relative ones are to the topology's folder
-  int context = 0;               // positions of one sequence; 0: what the model was trained with
+  int context = 0;               // positions of one sequence; 0: planned
   KvCacheType kv_cache = KvCacheType::kF16;
   bool thinking = false;
   int slots = 8;
   int ubatch = 0;   // rows of one step: a prompt is computed in chunks of it; 0: planned
-  int threads = 0;  // default of its workers
-  std::vector<WorkerEntry> workers;
+  int threads = 0;                   // default of its workers
+  std::vector<WorkerEntry> workers;  // none: all is planned
   int line = 0;
 };
 
@@ -80,8 +80,9 @@ absl::Status CheckTopology(Topology* topology);
 // Whether the model's files are there. Errors: NOT_FOUND.
 absl::Status CheckModelFiles(const Topology& topology);
 
-// Whether pinned layers fit a model of so many: in range, none twice and, where every stage names
-// its own, none missing. Errors: INVALID_ARGUMENT naming line and layers.
+// Whether pinned layers fit a model of so many: in range, none twice, and what lies between them is
+// enough for the stages that name none, and not too much. Errors: INVALID_ARGUMENT naming line and
+// layers.
 absl::Status CheckLayers(const Topology& topology, const ModelEntry& model, int num_layers);
 
 // "127.0.0.1:8001", "[::1]:8001". Errors: INVALID_ARGUMENT with what is allowed.

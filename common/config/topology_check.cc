@@ -71,7 +71,7 @@ class Checker {
       if (worker.threads == 0) worker.threads = model->threads;
       RETURN_IF_ERROR(CheckWorker(&worker));
     }
-    if (!has_stage) {
+    if (!has_stage && !model->workers.empty()) {
       return Error(model->line,
                    absl::StrFormat("model \"%s\" has no worker with role stage", model->name));
     }
@@ -181,12 +181,12 @@ absl::Status CheckModelFiles(const Topology& topology) {
 
 absl::Status CheckLayers(const Topology& topology, const ModelEntry& model, int num_layers) {
   const auto error = [&](int line, absl::string_view what) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(topology.source, ":", line, ": model \"", model.name, "\": ", what));
+    const std::string place = line > 0 ? absl::StrCat(topology.source, ":", line, ": ") : "";
+    return absl::InvalidArgumentError(absl::StrCat(place, "model \"", model.name, "\": ", what));
   };
   const std::string allowed = FormatLayers({0, num_layers});
-  std::vector<LayerRange> stages;
-  bool all_pinned = true;
+  std::vector<LayerRange> pins;
+  int unpinned = 0;
   for (const WorkerEntry& worker : model.workers) {
     for (const std::optional<LayerRange>& range : {worker.layers, worker.resident_experts}) {
       if (range && range->last > num_layers) {
@@ -195,20 +195,28 @@ absl::Status CheckLayers(const Topology& topology, const ModelEntry& model, int 
       }
     }
     if (worker.role != WorkerRole::kStage) continue;
-    all_pinned = all_pinned && worker.layers.has_value();
-    if (worker.layers) stages.push_back(*worker.layers);
-  }
-  if (!all_pinned) return absl::OkStatus();
-  std::sort(stages.begin(), stages.end(),
-            [](LayerRange a, LayerRange b) { return a.first < b.first; });
-  stages.push_back({num_layers, num_layers});
-  int next = 0;
-  for (const LayerRange& range : stages) {
-    if (range.first > next) {
-      return error(model.line, absl::StrFormat("layers %s belong to no stage; this model has %s",
-                                               FormatLayers({next, range.first}), allowed));
+    if (worker.layers) {
+      pins.push_back(*worker.layers);
+    } else {
+      ++unpinned;
     }
-    next = range.last;
+  }
+  if (model.workers.empty()) return absl::OkStatus();
+  std::sort(pins.begin(), pins.end(), [](LayerRange a, LayerRange b) { return a.first < b.first; });
+  pins.push_back({num_layers, num_layers});
+  int next = 0, gaps = 0, left = 0;
+  for (const LayerRange& pin : pins) {
+    if (pin.first > next && ++gaps > unpinned) {
+      return error(model.line, absl::StrFormat("layers %s belong to no stage; this model has %s",
+                                               FormatLayers({next, pin.first}), allowed));
+    }
+    left += pin.first - next;
+    next = pin.last;
+  }
+  if (unpinned > left) {
+    return error(model.line,
+                 absl::StrFormat("%d stages that name no layers are too many; %d layers are left",
+                                 unpinned, left));
   }
   return absl::OkStatus();
 }

@@ -16,10 +16,10 @@ constexpr uint64_t kMiB = uint64_t{1} << 20;
 // Rows that a stage works on at once within a ubatch: scratch of attention and feed-forward is as
 // large as that, however long the ubatch.
 constexpr int kScratchRows = 512;
-// Two pieces of expert weights, one arriving while the other is used.
-constexpr uint64_t kStreamingBytes = 2 * 256 * kMiB;
-// A CUDA context with the kernels' code and cuBLASLt's workspace; measured on drivers 535 to 570:
-// 0.3 to 0.5 GiB.
+// The ring through which expert weights come to a device: pieces in flight and in use.
+constexpr uint64_t kStreamingBytes = 8 * 128 * kMiB;
+// A CUDA context with the kernels' code and workspaces: an assumption, on the safe side of what
+// such contexts usually take.
 constexpr uint64_t kCudaRuntime = 600 * kMiB;
 constexpr uint64_t kProcessRuntime = 256 * kMiB;
 constexpr uint64_t kPinnedStaging = 128 * kMiB;
@@ -72,7 +72,7 @@ uint64_t BufferBytes(const ModelConfig& c, const DeploymentShape& shape, bool ha
   return bytes;
 }
 
-void AddTensor(const ModelTensor& tensor, LayerWeights* layer) {
+void AddTensor(const ModelTensor& tensor, LayerWeightBytes* layer) {
   const uint64_t bytes = tensor.tensor->bytes;
   (IsRoutedExpert(tensor.role) ? layer->expert_parameters : layer->parameters) +=
       tensor.tensor->elements();
@@ -124,9 +124,16 @@ uint64_t MemoryBill::total() const {
   return sum;
 }
 
+uint64_t MemoryBill::weights() const {
+  uint64_t sum = 0;
+  for (size_t i = 0; i <= static_cast<size_t>(BillItem::kHead); ++i) sum += bytes[i];
+  return sum;
+}
+
 uint64_t ModelWeights::total() const {
   uint64_t sum = embedding + head;
-  for (const LayerWeights& l : layers) sum += l.attention + l.indexer + l.feed_forward + l.experts;
+  for (const LayerWeightBytes& l : layers)
+    sum += l.attention + l.indexer + l.feed_forward + l.experts;
   return sum;
 }
 
@@ -158,7 +165,7 @@ absl::StatusOr<ModelFacts> ReadModelFacts(const GgufFile& file) {
 MemoryBill LayerBill(const ModelFacts& model, const DeploymentShape& shape, DeviceKind device,
                      int layer) {
   CHECK(layer >= 0 && U(layer) < model.weights.layers.size());
-  const LayerWeights& weights = model.weights.layers[U(layer)];
+  const LayerWeightBytes& weights = model.weights.layers[U(layer)];
   LayerConfig config = model.config.layers[U(layer)];
   MemoryBill bill;
   bill[BillItem::kAttention] = weights.attention;

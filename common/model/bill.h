@@ -27,7 +27,7 @@ enum class BillItem : uint8_t {
   kRecurrent,  // states of the slots
   kSnapshots,  // of recurrent state
   kBuffers,    // activations of one ubatch
-  kStreaming,  // double buffer for expert weights on their way to the device
+  kStreaming,  // ring for expert weights on their way to the device
   kTransport,
   kGraphs,
   kRuntime,  // what driver, libraries and the process itself take
@@ -44,10 +44,11 @@ struct MemoryBill {
   uint64_t operator[](BillItem item) const { return bytes[static_cast<size_t>(item)]; }
   MemoryBill& operator+=(const MemoryBill& other);
   uint64_t total() const;
+  uint64_t weights() const;  // the items that are weights
 };
 
 // Weights of one layer in bytes as the file stores them.
-struct LayerWeights {
+struct LayerWeightBytes {
   uint64_t attention = 0;
   uint64_t indexer = 0;
   uint64_t feed_forward = 0;
@@ -58,7 +59,7 @@ struct LayerWeights {
 };
 
 struct ModelWeights {
-  std::vector<LayerWeights> layers;  // of the trunk, then MTP layers if the file has them
+  std::vector<LayerWeightBytes> layers;  // of the trunk, then MTP layers if the file has them
   uint64_t embedding = 0;
   uint64_t head =
       0;  // with the output norm; a tied embedding counts again, another device reads it

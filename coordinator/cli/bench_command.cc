@@ -38,6 +38,10 @@ struct Line {
   BenchCase bench_case;
   std::vector<double> rates = {};  // tokens per second, sorted
   std::optional<DecodeFloor> floor = std::nullopt;
+  // Tokens per second that the plan promises: decode of one stream at the plan's depth, prefill of
+  // long prompts. 0: nothing.
+  double predicted = 0;
+  std::string bound = {};
   double experts = 0;  // expected distinct ones of a layer and step
 
   double median() const { return rates[rates.size() / 2]; }
@@ -80,12 +84,12 @@ class Bench {
   absl::Status Run() {
     ASSIGN_OR_RETURN(const Topology topology, MakeTopology(options_.served));
     // Before any worker takes its cores.
-    ASSIGN_OR_RETURN(facts_, CachedOrProbedFacts());
-    ASSIGN_OR_RETURN(services_, OpenServices(topology, template_host_.get(), &display_));
+    ASSIGN_OR_RETURN(facts_, FactsForPlanning(Unmeasured::kMeasure));
+    Placement placement;
+    ASSIGN_OR_RETURN(services_, OpenServices(topology, facts_, template_host_.get(), &display_,
+                                             nullptr, &placement));
+    ShowPlacement(placement, &display_);
     RETURN_IF_ERROR(Choose());
-    ASSIGN_OR_RETURN(const std::unique_ptr<GgufFile> file,
-                     GgufFile::Open(service_->plan().model_path));
-    ASSIGN_OR_RETURN(model_, ReadModelFacts(*file));
     service_->Start();
     RETURN_IF_ERROR(WaitReady());
     RETURN_IF_ERROR(MeasureAll());
@@ -146,17 +150,24 @@ class Bench {
   void AddJudgement(Line* line) const {
     const DeploymentPlan& plan = service_->plan();
     const BenchCase& c = line->bench_case;
-    const int experts = model_.config.moe.num_experts;
+    const int experts = service_->facts().config.moe.num_experts;
     if (c.generate == 0) {
-      line->experts = experts * TouchedShare(model_.config, std::min(c.prompt, plan.max_tokens));
+      line->experts =
+          experts * TouchedShare(service_->facts().config, std::min(c.prompt, plan.max_tokens));
+      line->predicted = service_->speed().prefill_tokens_per_s;
+      line->bound = service_->speed().prefill_bound;
       return;
     }
     const int stages = static_cast<int>(
         std::count_if(plan.workers.begin(), plan.workers.end(),
                       [](const WorkerPlan& w) { return w.role == WorkerRole::kStage; }));
     const int groups = std::min(c.streams, stages);
-    line->experts = experts * TouchedShare(model_.config, (c.streams + groups - 1) / groups);
-    line->floor = FloorOfDecode(model_, plan, facts_, c.streams, c.prompt + c.generate / 2);
+    line->experts =
+        experts * TouchedShare(service_->facts().config, (c.streams + groups - 1) / groups);
+    line->floor =
+        FloorOfDecode(service_->facts(), plan, facts_, c.streams, c.prompt + c.generate / 2);
+    line->bound = line->floor ? line->floor->bound : service_->speed().decode_bound;
+    if (c.streams == 1) line->predicted = service_->speed().decode_tokens_per_s;
   }
 
   int ThreadsOf(const WorkerPlan& worker) const {
@@ -174,25 +185,29 @@ class Bench {
                             worker.address.empty() ? worker.device : worker.address);
     }
     absl::StrAppend(&out,
-                    "\n| test | streams | tokens/s | spread | floor tokens/s | share of floor | "
+                    "\n| test | streams | tokens/s | spread | predicted | floor | share of floor | "
                     "bound by | experts touched | threads |\n"
-                    "| --- | ---: | ---: | ---: | ---: | ---: | --- | ---: | ---: |\n");
+                    "| --- | ---: | ---: | ---: | ---: | ---: | ---: | --- | ---: | ---: |\n");
     for (const Line& line : lines_) {
       absl::StrAppendFormat(&out, "| %s | %d | %.2f | %.2f-%.2f | ", line.test,
                             line.bench_case.streams, line.median(), line.rates.front(),
                             line.rates.back());
+      absl::StrAppend(&out, line.predicted > 0 ? absl::StrFormat("%.2f", line.predicted) : "-");
       if (line.floor) {
-        absl::StrAppendFormat(&out, "%.2f | %.0f %% | %s", line.floor->tokens_per_s,
-                              100 * line.median() / line.floor->tokens_per_s, line.floor->bound);
+        absl::StrAppendFormat(&out, " | %.2f | %.0f %%", line.floor->tokens_per_s,
+                              100 * line.median() / line.floor->tokens_per_s);
       } else {
-        absl::StrAppend(&out, "- | - | -");
+        absl::StrAppend(&out, " | - | -");
       }
-      absl::StrAppendFormat(&out, " | %s | %s |\n", ExpertsText(line), absl::StrJoin(threads, "+"));
+      absl::StrAppendFormat(&out, " | %s | %s | %s |\n", line.bound, ExpertsText(line),
+                            absl::StrJoin(threads, "+"));
     }
-    absl::StrAppendFormat(&out,
-                          "\nMedian of %d runs after a warm-up. Floor: all bytes that a step must "
-                          "read, at the rates measured of the devices that hold them.\n",
-                          options_.repeats);
+    absl::StrAppendFormat(
+        &out,
+        "\nMedian of %d runs after a warm-up. Predicted: by the plan, decode at depth "
+        "%d. Floor: all bytes that a step must read, at the rates measured of "
+        "the devices that hold them.\n",
+        options_.repeats, service_->speed().decode_depth);
     for (const std::string& text : skipped_) absl::StrAppend(&out, "Skipped: ", text, ".\n");
     return out;
   }
@@ -209,7 +224,7 @@ class Bench {
   }
 
   std::string ExpertsText(const Line& line) const {
-    const int experts = model_.config.moe.num_experts;
+    const int experts = service_->facts().config.moe.num_experts;
     return experts == 0 ? "-" : absl::StrFormat("%.0f of %d", line.experts, experts);
   }
 
@@ -237,12 +252,13 @@ class Bench {
                   {"tokens_per_s_min", line.rates.front()},
                   {"tokens_per_s_max", line.rates.back()},
                   {"experts_touched", line.experts},
-                  {"experts", model_.config.moe.num_experts}};
+                  {"experts", service_->facts().config.moe.num_experts},
+                  {"bound", line.bound}};
+      if (line.predicted > 0) one["predicted_tokens_per_s"] = line.predicted;
       if (line.floor) {
         one["floor_tokens_per_s"] = line.floor->tokens_per_s;
         one["floor_bytes"] = line.floor->bytes;
         one["share_of_floor"] = line.median() / line.floor->tokens_per_s;
-        one["bound"] = line.floor->bound;
       }
       json["lines"].push_back(std::move(one));
     }
@@ -255,7 +271,6 @@ class Bench {
   LogToDisplay log_{&display_};
   std::unique_ptr<ChatTemplateHost> template_host_ = ChatTemplateHost::Create();
   HostFacts facts_;
-  ModelFacts model_;
   std::vector<std::unique_ptr<Service>> services_;
   Service* service_ = nullptr;
   std::vector<Line> lines_;

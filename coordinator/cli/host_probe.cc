@@ -78,22 +78,9 @@ absl::StatusOr<std::string> ReadAll(int fd) {
   }
 }
 
-}  // namespace
-
-std::string FactsCachePath() {
-  const char* cache = std::getenv("XDG_CACHE_HOME");
-  if (cache != nullptr && cache[0] == '/') return absl::StrCat(cache, "/packtrain/host.json");
-  const char* home = std::getenv("HOME");
-  if (home == nullptr || home[0] != '/') return "";
-  return absl::StrCat(home, "/.cache/packtrain/host.json");
-}
-
-absl::StatusOr<HostFacts> ProbeThisHost(const std::vector<std::string>& storage) {
+absl::StatusOr<HostFacts> Probe(const std::vector<std::string>& options) {
   std::vector<std::string> arguments = {SiblingBinary("packtrain-worker"), "--probe"};
-  for (const std::string& path : storage) {
-    arguments.push_back("--probe-storage");
-    arguments.push_back(path);
-  }
+  arguments.insert(arguments.end(), options.begin(), options.end());
   int output = -1;
   ASSIGN_OR_RETURN(const pid_t pid, Spawn(arguments, &output));
   const absl::StatusOr<std::string> text = ReadAll(output);
@@ -107,6 +94,46 @@ absl::StatusOr<HostFacts> ProbeThisHost(const std::vector<std::string>& storage)
     return absl::UnavailableError(absl::StrCat(arguments[0], " --probe failed"));
   }
   return HostFactsFromJson(*text);
+}
+
+// What takes time to measure, from facts of the same machine. GPUs are known by their place on the
+// bus.
+void TakeRates(const HostFacts& from, HostFacts* to) {
+  to->dram_read = from.dram_read;
+  to->experts_read_gb_per_s = from.experts_read_gb_per_s;
+  to->thread_round_trip_us = from.thread_round_trip_us;
+  to->process_round_trip_us = from.process_round_trip_us;
+  to->storage = from.storage;
+  for (GpuFacts& gpu : to->gpus) {
+    for (const GpuFacts& other : from.gpus) {
+      if (gpu.pci != other.pci) continue;
+      gpu.read_gb_per_s = other.read_gb_per_s;
+      gpu.bf16_tflops = other.bf16_tflops;
+      gpu.to_device_gb_per_s = other.to_device_gb_per_s;
+      gpu.from_device_gb_per_s = other.from_device_gb_per_s;
+      gpu.flag_round_trip_us = other.flag_round_trip_us;
+      gpu.peers = other.peers;
+    }
+  }
+}
+
+}  // namespace
+
+std::string FactsCachePath() {
+  const char* cache = std::getenv("XDG_CACHE_HOME");
+  if (cache != nullptr && cache[0] == '/') return absl::StrCat(cache, "/packtrain/host.json");
+  const char* home = std::getenv("HOME");
+  if (home == nullptr || home[0] != '/') return "";
+  return absl::StrCat(home, "/.cache/packtrain/host.json");
+}
+
+absl::StatusOr<HostFacts> ProbeThisHost(const std::vector<std::string>& storage) {
+  std::vector<std::string> options;
+  for (const std::string& path : storage) {
+    options.push_back("--probe-storage");
+    options.push_back(path);
+  }
+  return Probe(options);
 }
 
 absl::Status WriteFactsCache(const HostFacts& facts, const std::string& path) {
@@ -128,16 +155,24 @@ absl::Status WriteFactsCache(const HostFacts& facts, const std::string& path) {
   return absl::UnavailableError(absl::StrCat(path, " cannot be written: ", reason));
 }
 
-absl::StatusOr<HostFacts> CachedOrProbedFacts() {
+absl::StatusOr<HostFacts> FactsForPlanning(Unmeasured unmeasured) {
   const std::string path = FactsCachePath();
   std::ifstream in(path, std::ios::binary);
-  if (path.empty() || !in) return ProbeThisHost({});
+  if (path.empty() || !in) {
+    if (unmeasured == Unmeasured::kMeasure) return ProbeThisHost({});
+    return Probe({"--no-measure"});
+  }
   std::stringstream text;
   text << in.rdbuf();
-  absl::StatusOr<HostFacts> facts = HostFactsFromJson(text.str());
-  if (facts.ok()) return facts;
-  return absl::InvalidArgumentError(absl::StrCat(path, ": ", std::string(facts.status().message()),
-                                                 "; run packtrain doctor to write it anew"));
+  const absl::StatusOr<HostFacts> cached = HostFactsFromJson(text.str());
+  if (!cached.ok()) {
+    return absl::InvalidArgumentError(absl::StrCat(path, ": ",
+                                                   std::string(cached.status().message()),
+                                                   "; run packtrain doctor to write it anew"));
+  }
+  ASSIGN_OR_RETURN(HostFacts facts, Probe({"--no-measure"}));
+  TakeRates(*cached, &facts);
+  return facts;
 }
 
 }  // namespace packtrain

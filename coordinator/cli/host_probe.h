@@ -22,8 +22,13 @@ absl::StatusOr<HostFacts> ProbeThisHost(const std::vector<std::string>& storage)
 // Writes atomically. Errors: that of the system, naming the path.
 absl::Status WriteFactsCache(const HostFacts& facts, const std::string& path);
 
-// The cache, with what changes by the minute (free memory) left as it was found; without one the
-// probe. A cache that cannot be read is an error that says to run doctor.
-absl::StatusOr<HostFacts> CachedOrProbedFacts();
+enum class Unmeasured {
+  kLeave,    // rates that the cache does not have stay unknown: takes a moment
+  kMeasure,  // measured if there is no cache: takes seconds
+};
+
+// What this machine has now, with the rates that the cache keeps. A cache that cannot be read is
+// an error that says to run doctor.
+absl::StatusOr<HostFacts> FactsForPlanning(Unmeasured unmeasured);
 
 }  // namespace packtrain

@@ -7,20 +7,13 @@
 #include <string>
 
 #include "absl/status/status.h"
+#include "coordinator/cli/serve_options.h"
 
 namespace packtrain {
 
 struct PlanOptions {
-  std::string topology_path;  // or the next two
-  std::string model_path;
-  std::string sidecar_path;
+  ServeOptions served;
   std::string rig_path;  // empty: this machine, as `packtrain doctor` has found it
-  int context = 0;
-  std::string kv_cache = "f16";
-  int slots = 8;
-  int ubatch = 0;
-  int stages = 0;
-  bool experts_worker = false;
   bool mtp = false;
   bool json = false;
 };

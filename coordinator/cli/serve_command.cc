@@ -1,5 +1,6 @@
 #include "coordinator/cli/serve_command.h"
 
+#include <prometheus/gauge.h>
 #include <prometheus/registry.h>
 #include <signal.h>
 #include <sys/resource.h>
@@ -16,6 +17,7 @@
 #include "absl/strings/str_format.h"
 #include "common/base/status_macros.h"
 #include "coordinator/api/api_server.h"
+#include "coordinator/cli/host_probe.h"
 #include "coordinator/cli/load_display.h"
 #include "coordinator/cli/log_to_display.h"
 #include "coordinator/cli/service.h"
@@ -55,11 +57,25 @@ void RaiseDescriptorLimit() {
 
 class Serving {
  public:
-  Serving() : display_(stderr, isatty(STDERR_FILENO) == 1) {}
+  Serving()
+      : display_(stderr, isatty(STDERR_FILENO) == 1),
+        registry_(std::make_shared<prometheus::Registry>()),
+        memory_(prometheus::BuildGauge()
+                    .Name("packtrain_worker_memory_bytes")
+                    .Help("What a worker holds (actual), and what it was planned to (predicted)")
+                    .Register(*registry_)) {}
 
   absl::Status Start(const Topology& topology) {
-    ASSIGN_OR_RETURN(services_, OpenServices(topology, template_host_.get(), &display_));
+    ASSIGN_OR_RETURN(HostFacts facts, FactsForPlanning(Unmeasured::kLeave));
+    Placement placement;
+    ASSIGN_OR_RETURN(services_,
+                     OpenServices(
+                         topology, std::move(facts), template_host_.get(), &display_,
+                         [this](const std::string& model, const WorkerPlan& worker,
+                                const WorkerMemory& memory) { SetMemory(model, worker, memory); },
+                         &placement));
     RETURN_IF_ERROR(Listen(topology));
+    ShowPlacement(placement, &display_);
     for (const auto& service : services_) service->Start();
     return absl::OkStatus();
   }
@@ -91,12 +107,29 @@ class Serving {
     options.api_keys = topology.api_keys;
     std::vector<Deployment*> deployments;
     for (const auto& service : services_) deployments.push_back(service->deployment());
-    ASSIGN_OR_RETURN(server_, ApiServer::Start(std::move(options), std::move(deployments),
-                                               std::make_shared<prometheus::Registry>()));
+    ASSIGN_OR_RETURN(server_,
+                     ApiServer::Start(std::move(options), std::move(deployments), registry_));
     const bool v6 = topology.listen_address.find(':') != std::string::npos;
     endpoint_ = absl::StrFormat(v6 ? "http://[%s]:%d" : "http://%s:%d", topology.listen_address,
                                 server_->port());
     return absl::OkStatus();
+  }
+
+  void SetMemory(const std::string& model, const WorkerPlan& worker, const WorkerMemory& memory) {
+    const auto set = [&](const char* item, uint64_t actual, uint64_t predicted) {
+      if (actual == 0) return;  // none, or the device does not tell
+      for (const auto& [kind, bytes] :
+           {std::pair("actual", actual), std::pair("predicted", predicted)}) {
+        memory_.Add({{"model", model}, {"worker", worker.name}, {"item", item}, {"kind", kind}})
+            .Set(static_cast<double>(bytes));
+      }
+    };
+    const MemoryBill& bill = worker.bill;
+    set("weights", memory.weights, bill.weights());
+    set("kv_cache", memory.kv, bill[BillItem::kKv] + bill[BillItem::kIndexKeys]);
+    set("recurrent", memory.recurrent, bill[BillItem::kRecurrent] + bill[BillItem::kSnapshots]);
+    set("buffers", memory.buffers, bill[BillItem::kBuffers]);
+    if (worker.device == "cpu") set("process", memory.process, bill.total());
   }
 
   void ShowFailures() {
@@ -110,6 +143,8 @@ class Serving {
 
   LoadDisplay display_;
   LogToDisplay log_{&display_};
+  const std::shared_ptr<prometheus::Registry> registry_;
+  prometheus::Family<prometheus::Gauge>& memory_;
   std::unique_ptr<ChatTemplateHost> template_host_ = ChatTemplateHost::Create();
   std::vector<std::unique_ptr<Service>> services_;
   std::unique_ptr<ApiServer> server_;  // goes before what it serves

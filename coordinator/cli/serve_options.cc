@@ -1,6 +1,7 @@
 #include "coordinator/cli/serve_options.h"
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <filesystem>
 
 #include "absl/strings/match.h"
@@ -56,9 +57,10 @@ CLI::Option* AddServedModel(CLI::App* command, ServeOptions* options) {
         command
             ->add_option("--threads", options->threads, "of each worker; default: physical cores")
             ->check(CLI::Range(1, 1024)),
-        command->add_option("--stages", options->stages, "CPU workers in the primary's pipeline")
-            ->check(CLI::Range(1, 256))
-            ->capture_default_str(),
+        command
+            ->add_option("--stages", options->stages,
+                         "CPU workers in the primary's pipeline; default: planned")
+            ->check(CLI::Range(1, 256)),
         command
             ->add_flag("--experts-worker", options->experts_worker,
                        "the primary's routed experts in a worker of their own")
@@ -85,15 +87,13 @@ absl::StatusOr<Topology> MakeTopology(const ServeOptions& options) {
   topology.listen_address = options.host;
   topology.listen_port = options.port;
   ASSIGN_OR_RETURN(ModelEntry primary, MakeModel(options, options.model_path));
-  for (int i = 0; i < options.stages; ++i) {
-    primary.workers.push_back(CpuWorker(WorkerRole::kStage));
-  }
+  const int stages = options.experts_worker ? std::max(options.stages, 1) : options.stages;
+  for (int i = 0; i < stages; ++i) primary.workers.push_back(CpuWorker(WorkerRole::kStage));
   if (options.experts_worker) primary.workers.push_back(CpuWorker(WorkerRole::kExperts));
   topology.models.push_back(std::move(primary));
   if (!options.sidecar_path.empty()) {
     ASSIGN_OR_RETURN(ModelEntry sidecar, MakeModel(options, options.sidecar_path));
     sidecar.role = "sidecar";
-    sidecar.workers.push_back(CpuWorker(WorkerRole::kStage));
     if (sidecar.name == topology.models[0].name) sidecar.name += "-sidecar";
     topology.models.push_back(std::move(sidecar));
   }

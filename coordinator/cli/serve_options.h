@@ -1,7 +1,7 @@
 #pragma once
 
-// What is to be served, as a command line says it: a topology file, or flags for a topology of CPU
-// workers on this machine.
+// What is to be served, as a command line says it: a topology file, or flags. Without flags for CPU
+// workers the planner chooses the devices.
 
 #include <CLI/App.hpp>
 #include <string>
@@ -20,8 +20,8 @@ struct ServeOptions {
   int context = 0;
   std::string kv_cache = "f16";
   int threads = 0;
-  int stages = 1;
-  bool experts_worker = false;
+  int stages = 0;               // 0: planned; else so many CPU workers
+  bool experts_worker = false;  // a CPU worker for routed experts, and stages on the CPU
   int slots = 8;
   int ubatch = 0;
   std::string thinking = "off";

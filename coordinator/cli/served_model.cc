@@ -5,32 +5,19 @@
 
 #include "absl/strings/str_format.h"
 #include "common/base/status_macros.h"
+#include "common/model/config.h"
 #include "coordinator/tokenizer/chat_template.h"
 
 namespace packtrain {
 namespace {
 
-// Positions when nobody says how many: enough for a long chat, small enough for any machine.
-constexpr int kDefaultContextMax = 32768;
-
-absl::Status FillInContext(const Topology& topology, const ModelConfig& config, ModelEntry* entry) {
-  if (entry->context == 0) {
-    entry->context = std::min(config.context_length, kDefaultContextMax);
-  }
-  if (entry->context <= config.context_length) return absl::OkStatus();
-  const std::string place =
-      entry->line > 0 ? absl::StrFormat("%s:%d: ", topology.source, entry->line) : "";
-  return absl::InvalidArgumentError(
-      absl::StrFormat("%smodel \"%s\": context %d; allowed: at most %d, which it was trained with",
-                      place, entry->name, entry->context, config.context_length));
-}
-
-DeploymentInfo MakeInfo(const ModelEntry& entry, const GgufFile& file, const ModelConfig& config) {
+DeploymentInfo MakeInfo(const ModelEntry& entry, int context, const GgufFile& file,
+                        const ModelConfig& config) {
   DeploymentInfo info;
   info.name = entry.name;
   info.role = entry.role;
   info.architecture = std::string(file.GetString("general.architecture").value_or(""));
-  info.context_length = entry.context;
+  info.context_length = context;
   for (const GgufTensor& tensor : file.tensors()) info.parameters += tensor.elements();
   for (const GgufFile::Shard& shard : file.shards()) info.file_bytes += shard.bytes.size();
   info.created_unix_s = std::time(nullptr);
@@ -67,19 +54,17 @@ std::unique_ptr<ChatTemplate> MakeTemplate(const ModelEntry& entry, const GgufFi
 
 }  // namespace
 
-absl::StatusOr<ServedModel> OpenModel(const Topology& topology, const ModelEntry& entry,
+absl::StatusOr<ServedModel> OpenModel(const ModelEntry& entry, int context,
                                       ChatTemplateHost* host) {
   ServedModel model;
   model.entry = entry;
   ASSIGN_OR_RETURN(model.file, GgufFile::Open(entry.path));
-  ASSIGN_OR_RETURN(model.config, ReadModelConfig(*model.file));
-  RETURN_IF_ERROR(CheckLayers(topology, entry, model.config.num_layers));
-  RETURN_IF_ERROR(FillInContext(topology, model.config, &model.entry));
+  ASSIGN_OR_RETURN(const ModelConfig config, ReadModelConfig(*model.file));
   ASSIGN_OR_RETURN(std::unique_ptr<Tokenizer> tokenizer, Tokenizer::Create(*model.file));
   std::unique_ptr<ChatTemplate> chat_template =
       MakeTemplate(model.entry, *model.file, *tokenizer, host, &model.warnings);
   model.deployment = std::make_unique<DeploymentRunner>(
-      MakeInfo(model.entry, *model.file, model.config), std::move(tokenizer),
+      MakeInfo(model.entry, context, *model.file, config), std::move(tokenizer),
       std::move(chat_template), DeploymentRunner::Options());
   return model;
 }

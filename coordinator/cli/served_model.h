@@ -7,24 +7,22 @@
 
 #include "absl/status/statusor.h"
 #include "common/config/topology.h"
-#include "common/model/config.h"
 #include "common/weights/gguf.h"
 #include "coordinator/scheduler/deployment_runner.h"
 
 namespace packtrain {
 
 struct ServedModel {
-  ModelEntry entry;  // context filled in
+  ModelEntry entry;
   std::unique_ptr<GgufFile> file;
-  ModelConfig config;
   std::unique_ptr<DeploymentRunner> deployment;
   std::vector<std::string> warnings;  // lines for the user
 };
 
-// Reads headers, tokenizer and chat template; no tensor. `host` is borrowed by the deployment.
+// Reads headers, tokenizer and chat template; no tensor. `context` are the positions that were
+// planned for. `host` is borrowed by the deployment.
 // A template that is broken costs chat only and is one of the warnings.
 // Errors: DATA_LOSS, INVALID_ARGUMENT, NOT_FOUND naming file, key and value.
-absl::StatusOr<ServedModel> OpenModel(const Topology& topology, const ModelEntry& entry,
-                                      ChatTemplateHost* host);
+absl::StatusOr<ServedModel> OpenModel(const ModelEntry& entry, int context, ChatTemplateHost* host);
 
 }  // namespace packtrain

@@ -1,44 +1,38 @@
 #include "coordinator/cli/service.h"
 
-#include <unistd.h>
-
-#include <algorithm>
 #include <chrono>
-#include <fstream>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
+#include "absl/strings/str_split.h"
+#include "absl/strings/strip.h"
 #include "common/base/status_macros.h"
 #include "common/rpc/channel.h"
-#include "coordinator/placement/even_plan.h"
+#include "coordinator/placement/deployment_plan.h"
+#include "coordinator/placement/planner.h"
+#include "coordinator/placement/report.h"
+#include "coordinator/placement/topology_request.h"
 
 namespace packtrain {
 namespace {
 
-// What processes may still allocate on this host, as the kernel estimates it.
-uint64_t AvailableMemory() {
-  std::ifstream file("/proc/meminfo");
-  for (std::string key; file >> key;) {
-    uint64_t kib = 0;
-    if (key == "MemAvailable:" && file >> kib) return kib << 10;
-  }
-  return static_cast<uint64_t>(sysconf(_SC_AVPHYS_PAGES)) *
-         static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
-}
-
-void PrintPlan(const DeploymentPlan& plan, LoadDisplay* display) {
-  for (const WorkerPlan& worker : plan.workers) {
-    std::string carries;
-    if (worker.role == WorkerRole::kStage) {
-      carries = absl::StrCat("layers ", FormatLayers(worker.layers));
-    }
-    for (LayerRange range : worker.expert_layers) {
-      absl::StrAppend(&carries, carries.empty() ? "experts of layers " : ", ", FormatLayers(range));
-    }
-    const std::string& place = worker.address.empty() ? worker.device : worker.address;
-    display->Print(absl::StrFormat("%s/%s on %s: %s", plan.name, worker.name, place, carries));
-  }
+// "glm-5.2/stage0: weights 10.1 GiB (predicted 10.1 GiB), ...".
+std::string MemoryLine(const std::string& model, const WorkerPlan& worker,
+                       const WorkerMemory& memory) {
+  std::vector<std::string> parts;
+  const auto add = [&](const char* what, uint64_t actual, uint64_t predicted) {
+    if (actual == 0) return;  // none, or the device does not tell
+    parts.push_back(
+        absl::StrCat(what, " ", FormatBytes(actual), " (predicted ", FormatBytes(predicted), ")"));
+  };
+  const MemoryBill& bill = worker.bill;
+  add("weights", memory.weights, bill.weights());
+  add("kv cache", memory.kv, bill[BillItem::kKv] + bill[BillItem::kIndexKeys]);
+  add("recurrent", memory.recurrent, bill[BillItem::kRecurrent] + bill[BillItem::kSnapshots]);
+  add("buffers", memory.buffers, bill[BillItem::kBuffers]);
+  if (worker.device == "cpu") add("process", memory.process, bill.total());
+  return absl::StrCat(model, "/", worker.name, " holds ", absl::StrJoin(parts, ", "));
 }
 
 absl::Status CheckAddresses(const Topology& topology, const ModelEntry& entry) {
@@ -55,11 +49,14 @@ absl::Status CheckAddresses(const Topology& topology, const ModelEntry& entry) {
 
 }  // namespace
 
-Service::Service(ServedModel model, DeploymentPlan plan, LoadDisplay* display)
+Service::Service(ServedModel model, DeploymentPlan plan, ModelFacts facts, SpeedPrediction speed,
+                 LoadDisplay* display, WorkerLoaded loaded)
     : display_(display),
       model_(std::move(model)),
       plan_(std::move(plan)),
-      fleet_(std::make_unique<FleetPipeline>(plan_, Options())) {}
+      facts_(std::move(facts)),
+      speed_(std::move(speed)),
+      fleet_(std::make_unique<FleetPipeline>(plan_, Options(std::move(loaded)))) {}
 
 Service::~Service() {
   // The fleet reports to the deployment, whose thread sends steps to the fleet: first the one
@@ -71,7 +68,6 @@ Service::~Service() {
 
 void Service::Start() {
   for (const std::string& warning : model_.warnings) display_->Print("warning: " + warning);
-  PrintPlan(plan_, display_);
   starter_ = std::thread([this] {
     const absl::Status status = fleet_->Start();
     if (status.ok()) {
@@ -82,12 +78,17 @@ void Service::Start() {
   });
 }
 
-FleetOptions Service::Options() {
+FleetOptions Service::Options(WorkerLoaded loaded) {
   FleetOptions options;
   DeploymentRunner* deployment = model_.deployment.get();
   options.progress = [display = display_, name = model_.entry.name](const std::string& worker,
                                                                     uint64_t done, uint64_t total) {
     display->Update(absl::StrCat(name, "/", worker), done, total, std::chrono::steady_clock::now());
+  };
+  options.loaded = [display = display_, name = model_.entry.name, loaded = std::move(loaded)](
+                       const WorkerPlan& worker, const WorkerMemory& memory) {
+    display->Print(MemoryLine(name, worker, memory));
+    if (loaded) loaded(name, worker, memory);
   };
   options.state = [deployment](FleetState state, const std::string& reason) {
     if (state == FleetState::kRecovering) deployment->PipelineLost(reason);
@@ -97,23 +98,31 @@ FleetOptions Service::Options() {
   return options;
 }
 
-absl::StatusOr<std::vector<std::unique_ptr<Service>>> OpenServices(const Topology& topology,
-                                                                   ChatTemplateHost* template_host,
-                                                                   LoadDisplay* display) {
+absl::StatusOr<std::vector<std::unique_ptr<Service>>> OpenServices(
+    const Topology& topology, HostFacts this_host, ChatTemplateHost* template_host,
+    LoadDisplay* display, WorkerLoaded loaded, Placement* placement) {
+  ASSIGN_OR_RETURN(const TopologyRequest request,
+                   RequestFor(topology, RigAround(topology, std::move(this_host))));
+  ASSIGN_OR_RETURN(*placement, PlanPlacement(request.request));
   std::vector<std::unique_ptr<Service>> services;
-  uint64_t memory = AvailableMemory();
-  for (const ModelEntry& entry : topology.models) {
+  for (size_t i = 0; i < topology.models.size(); ++i) {
+    const ModelEntry& entry = topology.models[i];
+    const DeploymentPlacement& placed = placement->deployments[i];
     RETURN_IF_ERROR(CheckAddresses(topology, entry));
-    ASSIGN_OR_RETURN(ServedModel model, OpenModel(topology, entry, template_host));
-    ASSIGN_OR_RETURN(EvenPlan even, PlanEvenly({.topology = &topology,
-                                                .model = &model.entry,
-                                                .config = &model.config,
-                                                .weight_bytes = model.deployment->info().file_bytes,
-                                                .memory_bytes = memory}));
-    memory -= std::min(memory, even.memory_bytes);
-    services.push_back(std::make_unique<Service>(std::move(model), std::move(even.plan), display));
+    ASSIGN_OR_RETURN(DeploymentPlan plan, DeploymentPlanOf(topology, entry, placed,
+                                                           request.models[i]->config.hidden_dim));
+    ASSIGN_OR_RETURN(ServedModel model, OpenModel(entry, placed.context, template_host));
+    services.push_back(std::make_unique<Service>(
+        std::move(model), std::move(plan), *request.models[i], placed.speed, display, loaded));
   }
   return services;
+}
+
+void ShowPlacement(const Placement& placement, LoadDisplay* display) {
+  const std::string table = PlacementTable(placement);
+  for (const absl::string_view line : absl::StrSplit(absl::StripSuffix(table, "\n"), '\n')) {
+    display->Print(std::string(line));
+  }
 }
 
 }  // namespace packtrain

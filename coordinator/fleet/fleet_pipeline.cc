@@ -276,15 +276,18 @@ class FleetPipeline::Impl {
   }
 
   // Answers to one request from several workers, in whatever time the slowest takes.
-  absl::Status FinishAll(const std::vector<FleetWorker*>& workers,
-                         std::chrono::milliseconds timeout) {
+  absl::Status FinishAll(
+      const std::vector<FleetWorker*>& workers, std::chrono::milliseconds timeout,
+      const std::function<void(FleetWorker*, const v1::WorkerMessage&)>& answer = {}) {
     const Clock::time_point deadline = Clock::now() + timeout;
     absl::Status result;
     for (FleetWorker* w : workers) {
       // In slices, so that Stop ends a long load.
       absl::Status status = absl::DeadlineExceededError("");
       while (absl::IsDeadlineExceeded(status) && Clock::now() < deadline && !stopping()) {
-        status = w->connection()->Finish(std::chrono::milliseconds(100)).status();
+        const auto reply = w->connection()->Finish(std::chrono::milliseconds(100));
+        if (reply.ok() && answer) answer(w, *reply);
+        status = reply.status();
       }
       if (!status.ok() && w->lost) {
         status = absl::UnavailableError(w->Diagnose(std::string(status.message())));
@@ -303,6 +306,14 @@ class FleetPipeline::Impl {
     return Load(all);
   }
 
+  void TellLoaded(const FleetWorker& worker, const v1::Loaded& loaded) {
+    options_.loaded(worker.plan(), {.weights = loaded.weight_bytes(),
+                                    .kv = loaded.kv_bytes(),
+                                    .recurrent = loaded.recurrent_bytes(),
+                                    .buffers = loaded.buffer_bytes(),
+                                    .process = loaded.process_bytes()});
+  }
+
   // A stage that streams from others' segments comes when they are finished.
   absl::Status Load(const std::vector<FleetWorker*>& workers) {
     for (const bool streams : {false, true}) {
@@ -314,7 +325,10 @@ class FleetPipeline::Impl {
             v1::WorkerMessage::kLoaded);
         now.push_back(w);
       }
-      RETURN_IF_ERROR(FinishAll(now, options_.load_timeout));
+      RETURN_IF_ERROR(FinishAll(now, options_.load_timeout,
+                                [this](FleetWorker* worker, const v1::WorkerMessage& message) {
+                                  if (options_.loaded) TellLoaded(*worker, message.loaded());
+                                }));
     }
     return absl::OkStatus();
   }

@@ -18,6 +18,12 @@ namespace packtrain {
 
 enum class FleetState { kStarting, kReady, kRecovering, kFailed, kStopped };
 
+// What a worker holds once it has loaded, in bytes; 0: it has none, or does not tell.
+struct WorkerMemory {
+  uint64_t weights = 0, kv = 0, recurrent = 0, buffers = 0;  // of its device
+  uint64_t process = 0;                                      // RAM of the process, all in all
+};
+
 struct FleetOptions {
   std::string worker_binary;    // empty: packtrain-worker beside our own program
   bool create_segments = true;  // false: for workers that have no weights (tests)
@@ -25,6 +31,7 @@ struct FleetOptions {
   std::chrono::milliseconds load_timeout{std::chrono::hours(2)};
   // Called by threads of the fleet's.
   std::function<void(const std::string& worker, uint64_t done, uint64_t total)> progress;
+  std::function<void(const WorkerPlan&, const WorkerMemory&)> loaded;
   std::function<void(FleetState, const std::string& reason)> state;
   // All workers serve again under a new epoch; no slot, page or snapshot holds anything. Called
   // before the state becomes kReady; steps submitted until then fail.

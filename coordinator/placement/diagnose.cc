@@ -178,7 +178,7 @@ class Remedies {
     DeploymentWish wish = wish_;
     wish.model = &smaller;
     uint64_t bytes = 0, parameters = 0;
-    for (const LayerWeights& l : wish_.model->weights.layers) {
+    for (const LayerWeightBytes& l : wish_.model->weights.layers) {
       bytes += l.experts;
       parameters += l.expert_parameters;
     }

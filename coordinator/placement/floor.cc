@@ -28,7 +28,7 @@ double BytesOf(const ModelFacts& model, const DeploymentPlan& plan, const Worker
   const double touched = TouchedShare(model.config, rows);
   double bytes = 0;
   for (int l = worker.layers.first; l < worker.layers.last; ++l) {
-    const LayerWeights& weights = model.weights.layers[S(l)];
+    const LayerWeightBytes& weights = model.weights.layers[S(l)];
     bytes += static_cast<double>(weights.attention + weights.indexer + weights.feed_forward);
     bytes += rows * CacheReadBytes(model.config, plan.kv_cache, l, depth);
   }

@@ -22,6 +22,8 @@ struct StagePlacement {
   LayerRange resident_experts;  // routed experts on the stage's own device
   std::vector<ExpertsPart> remote_experts;  // and those of its other MoE layers
   int threads = 0;
+  int wish = -1;          // index of the wished worker that it is, -1: planned
+  MemoryBill bill;        // of its device
   std::string transport;  // to the next stage, as expected before it is measured; empty: the last
 };
 
@@ -29,6 +31,8 @@ struct ExpertsPlacement {
   DeviceName device;
   std::vector<LayerRange> layers;
   int threads = 0;
+  int wish = -1;  // as of a stage
+  MemoryBill bill = {};
 };
 
 // One term of a step's time.
@@ -83,7 +87,7 @@ struct DeviceUse {
 struct DeviceTotal {
   DeviceName device;
   uint64_t capacity = 0;  // that plans may use
-  uint64_t memory = 0;    // that it has
+  uint64_t memory = 0;    // that it has, 0: not known
   std::vector<DeviceUse> uses;
 
   uint64_t used() const;

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "common/model/bill.h"
 #include "common/model/kv_layout.h"
 #include "common/model/layer_range.h"
 
@@ -25,6 +26,8 @@ struct WorkerPlan {
 
   // Experts workers.
   std::vector<LayerRange> expert_layers;
+
+  MemoryBill bill;  // of its device, as predicted
 };
 
 // All links between two workers (by name, "*" for all) use this transport: "shm" or "grpc".

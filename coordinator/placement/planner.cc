@@ -1,6 +1,7 @@
 #include "coordinator/placement/planner.h"
 
 #include <algorithm>
+#include <map>
 #include <numeric>
 #include <set>
 #include <utility>
@@ -10,9 +11,14 @@
 #include "absl/strings/str_join.h"
 #include "common/base/check.h"
 #include "common/base/status_macros.h"
+#include "common/model/step.h"
+#include "coordinator/placement/speed.h"
 
 namespace packtrain {
 namespace {
+
+// Beside one full context there is room for this much of every other slot's.
+constexpr int kPositionsPerSlot = 4096;
 
 size_t S(int value) { return static_cast<size_t>(value); }
 
@@ -32,7 +38,12 @@ class Planner {
         if (gpu.index >= 0) placement_.devices.push_back(GpuTotal(host, gpu));
       }
     }
+    solutions_.resize(request_.deployments.size());
     for (const size_t i : Order()) RETURN_IF_ERROR(PlanOne(i));
+    for (size_t i = 0; i < solutions_.size(); ++i) {
+      AddPages(&*solutions_[i]);
+      Bill(*solutions_[i], &placement_.deployments[i]);
+    }
     return std::move(placement_);
   }
 
@@ -73,7 +84,9 @@ class Planner {
   static DeviceTotal HostTotal(const HostFacts& host) {
     DeviceTotal total;
     total.device = {host.name, "cpu"};
-    total.memory = host.memory.usable_bytes();
+    total.memory = host.memory.total_bytes > 0 || host.memory.available_bytes > 0
+                       ? host.memory.usable_bytes()
+                       : 0;
     total.capacity = HostCapacity(host);
     return total;
   }
@@ -108,7 +121,8 @@ class Planner {
     DeploymentPlacement placed = Describe(*solution);
     placed.notes.insert(placed.notes.begin(), notes.begin(), notes.end());
     RETURN_IF_ERROR(AddAlternatives(wish, &placed));
-    Take(*solution, placed);
+    Take(UsesOf(*solution));
+    solutions_[i] = std::move(solution);
     placement_.deployments[i] = std::move(placed);
     return absl::OkStatus();
   }
@@ -162,7 +176,10 @@ class Planner {
         }
         ASSIGN_OR_RETURN(std::optional<Solution> solution, Solve(rig_, pinned, taken_));
         if (all_resident) notes->clear();
-        if (solution) solution->problem.wish = &wish;
+        if (solution) {
+          solution->problem.wish = &wish;
+          for (StageCandidate& s : solution->problem.stages) s.wish = -1;
+        }
         return solution;
       }
     }
@@ -203,7 +220,8 @@ class Planner {
           });
       if (!used) continue;
       worker_of[e] = static_cast<int>(placed.experts.size());
-      placed.experts.push_back({p.experts[e].name, {}, p.experts[e].threads});
+      placed.experts.push_back(
+          {p.experts[e].name, {}, p.experts[e].threads, p.experts[e].wish, {}});
     }
     for (size_t i = 0; i < solution.stages.size(); ++i) {
       const StageChoice& choice = solution.stages[i];
@@ -213,6 +231,7 @@ class Planner {
       stage.layers = choice.layers;
       stage.resident_experts = choice.resident;
       stage.threads = s.threads;
+      stage.wish = s.wish;
       for (const ExpertsPart& part : choice.parts) {
         const int worker = worker_of[S(part.worker)];
         stage.remote_experts.push_back({worker, part.layers});
@@ -237,6 +256,11 @@ class Planner {
 
   static void AddNotes(const Solution& solution, DeploymentPlacement* placed) {
     const Problem& p = solution.problem;
+    for (const HostFacts& host : p.rig->hosts) {
+      if (!host.dram_read.empty()) continue;
+      placed->notes.push_back(absl::StrCat("nobody has measured ", host.name,
+                                           ": speeds are assumed; packtrain doctor measures"));
+    }
     for (size_t i = 1; i < solution.stages.size(); ++i) {
       const int cut = solution.stages[i].layers.first;
       if (p.model->config.layers[S(cut)].indexer == IndexerKind::kShared) {
@@ -316,47 +340,109 @@ class Planner {
     __builtin_unreachable();
   }
 
-  void Use(const DeviceName& device, std::string worker, const MemoryBill& bill) {
-    if (bill.total() == 0) return;
-    TotalOf(device).uses.push_back({device, std::move(worker), bill});
-    for (size_t h = 0; h < rig_.hosts.size(); ++h) {
-      if (rig_.hosts[h].name != device.host) continue;
-      if (device.is_cpu()) taken_.host[h] += bill.total();
-      for (size_t g = 0; g < rig_.hosts[h].gpus.size(); ++g) {
-        if (device.device == absl::StrCat("cuda:", rig_.hosts[h].gpus[g].index)) {
-          taken_.gpu[h][g] += bill.total();
-        }
-      }
-    }
-  }
-
-  void Take(const Solution& solution, const DeploymentPlacement& placed) {
+  // What the workers of a deployment take of their devices.
+  static std::vector<DeviceUse> UsesOf(const Solution& solution) {
     const Problem& p = solution.problem;
+    std::vector<DeviceUse> uses;
+    std::vector<MemoryBill> experts(p.experts.size());
     for (size_t i = 0; i < solution.stages.size(); ++i) {
       const StageChoice& choice = solution.stages[i];
       const StageCandidate& s = p.stages[S(choice.candidate)];
       const StageDuties duties = DutiesOf(p, choice);
-      const std::string worker = absl::StrCat(placed.name, " stage ", i);
-      Use(s.name, worker,
-          StageBill(*p.model, p.shape, duties, choice.layers.first, choice.layers.last,
-                    choice.resident.first, choice.resident.last));
-      Use({s.name.host, "cpu"}, worker, StageHostBill(*p.model, p.shape, duties));
-    }
-    for (const ExpertsPlacement& experts : placed.experts) {
-      MemoryBill bill = ExpertsBaseBill(*p.model, p.shape);
-      for (const LayerRange& range : experts.layers) {
-        for (int l = range.first; l < range.last; ++l) {
-          bill[BillItem::kExperts] += p.model->weights.layers[S(l)].experts;
+      const std::string worker = StageName(*p.wish, i);
+      uses.push_back({s.name, worker,
+                      StageBill(*p.model, p.shape, duties, choice.layers.first, choice.layers.last,
+                                choice.resident.first, choice.resident.last)});
+      uses.push_back({{s.name.host, "cpu"}, worker, StageHostBill(*p.model, p.shape, duties)});
+      for (const ExpertsPart& part : choice.parts) {
+        for (int l = part.layers.first; l < part.layers.last; ++l) {
+          experts[S(part.worker)][BillItem::kExperts] += p.model->weights.layers[S(l)].experts;
         }
       }
-      Use(experts.device, placed.name + " experts", bill);
+    }
+    for (size_t e = 0; e < experts.size(); ++e) {
+      if (experts[e].total() == 0) continue;
+      experts[e] += ExpertsBaseBill(*p.model, p.shape);
+      uses.push_back({p.experts[e].name, ExpertsName(*p.wish), experts[e]});
+    }
+    std::erase_if(uses, [](const DeviceUse& use) { return use.bill.total() == 0; });
+    return uses;
+  }
+
+  // Enters what the workers take, each with itself and all with their devices.
+  void Bill(const Solution& solution, DeploymentPlacement* placed) {
+    placed->shape = solution.problem.shape;
+    size_t experts = 0;
+    for (DeviceUse& use : UsesOf(solution)) {
+      if (use.worker == ExpertsName(*solution.problem.wish)) {
+        placed->experts[experts++].bill = use.bill;
+      }
+      for (size_t i = 0; i < placed->stages.size(); ++i) {
+        if (use.worker == StageName(*solution.problem.wish, i) &&
+            use.device == placed->stages[i].device) {
+          placed->stages[i].bill = use.bill;
+        }
+      }
+      TotalOf(use.device).uses.push_back(std::move(use));
     }
   }
+
+  static std::string StageName(const DeploymentWish& wish, size_t index) {
+    return absl::StrCat(wish.name, " stage ", index);
+  }
+  static std::string ExpertsName(const DeploymentWish& wish) { return wish.name + " experts"; }
+
+  // The bytes that a deployment has of a device, to be counted.
+  uint64_t* TakenOf(const DeviceName& device) {
+    for (size_t h = 0; h < rig_.hosts.size(); ++h) {
+      if (rig_.hosts[h].name != device.host) continue;
+      if (device.is_cpu()) return &taken_.host[h];
+      for (size_t g = 0; g < rig_.hosts[h].gpus.size(); ++g) {
+        if (device.device == absl::StrCat("cuda:", rig_.hosts[h].gpus[g].index)) {
+          return &taken_.gpu[h][g];
+        }
+      }
+    }
+    CHECK_MSG(false, device.text());
+    __builtin_unreachable();
+  }
+
+  void Take(const std::vector<DeviceUse>& uses) {
+    for (const DeviceUse& use : uses) *TakenOf(use.device) += use.bill.total();
+  }
+
+  // A plan holds one full context. Where memory is left when all are placed, the other slots get
+  // pages of their own.
+  void AddPages(Solution* solution) {
+    Problem& p = solution->problem;
+    const int wanted = PagesFor(p.context) +
+                       (p.shape.num_slots - 1) * PagesFor(std::min(p.context, kPositionsPerSlot));
+    const std::vector<DeviceUse> before = UsesOf(*solution);
+    p.shape.num_pages += 1;
+    const std::vector<DeviceUse> after = UsesOf(*solution);
+    p.shape.num_pages -= 1;
+    std::map<std::string, uint64_t> page_bytes;  // by device
+    for (size_t i = 0; i < before.size(); ++i) {
+      page_bytes[before[i].device.text()] += after[i].bill.total() - before[i].bill.total();
+    }
+    uint64_t more = static_cast<uint64_t>(std::max(wanted - p.shape.num_pages, 0));
+    for (const DeviceUse& use : before) {
+      const uint64_t bytes = page_bytes[use.device.text()];
+      const uint64_t capacity = TotalOf(use.device).capacity, taken = *TakenOf(use.device);
+      if (bytes > 0) more = std::min(more, capacity > taken ? (capacity - taken) / bytes : 0);
+    }
+    for (const DeviceUse& use : before) *TakenOf(use.device) -= use.bill.total();
+    p.shape.num_pages += static_cast<int>(more);
+    Take(UsesOf(*solution));
+  }
+
+  static int PagesFor(int positions) { return (positions + kPagePositions - 1) / kPagePositions; }
 
   const PlanRequest& request_;
   const Rig& rig_;
   Taken taken_;
   Placement placement_;
+  std::vector<std::optional<Solution>> solutions_;  // by deployment
 };
 
 }  // namespace

@@ -1,7 +1,6 @@
 #include "coordinator/placement/problem.h"
 
 #include <algorithm>
-#include <map>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -9,24 +8,11 @@
 #include "common/base/check.h"
 #include "common/base/status_macros.h"
 #include "common/model/step.h"
+#include "coordinator/placement/rates.h"
 #include "coordinator/placement/work.h"
 
 namespace packtrain {
 namespace {
-
-// The constants of the speed model. Rates are shares of what was measured.
-constexpr double kGpuReadShare = 0.70;       // quantised matrix-vector kernels, of memory read
-constexpr double kGpuLayerSeconds = 20e-6;   // kernels of one layer inside a graph
-constexpr double kGemmShare = 0.45;          // unpack and multiply, of bf16 peak
-constexpr double kExpertsReadShare = 0.85;   // CPU kernels, of DRAM read
-constexpr double kCpuStageReadShare = 0.75;  // a whole CPU stage, with its barriers
-constexpr double kCpuLayerSeconds = 40e-6;
-constexpr double kCpuCoreFlops = 30e9;    // quantised products of one core in long ubatches
-constexpr double kNarrowLink = 2e9;       // bytes/s: a riser with one lane
-constexpr double kMailboxSeconds = 6e-6;  // two flags and two kernel boundaries
-constexpr double kNcclSeconds = 25e-6;
-constexpr double kShmSeconds = 12e-6;
-constexpr double kGrpcSeconds = 75e-6;  // one way, 24 KB, same host
 
 // The share of a device that plans may use. The rest is for what a plan cannot foresee: other
 // programs on the card, fragmentation.
@@ -34,8 +20,11 @@ constexpr double kGpuShare = 0.95;
 constexpr uint64_t kHostReserve = uint64_t{3} << 30;  // loading's peak and the coordinator
 constexpr uint64_t kHostShareDivisor = 50;            // and 2 %
 
+constexpr uint64_t kUnknownCapacity = uint64_t{1} << 50;
+
 constexpr int kDefaultContext = 32768;
-constexpr int kDepth = 2048;  // positions in the cache that decode is predicted for
+// A running sequence's own, and one of a prefix that others may share.
+constexpr int kSnapshotsPerSlot = 2;
 
 size_t S(int value) { return static_cast<size_t>(value); }
 
@@ -110,19 +99,21 @@ class Builder {
 
  private:
   absl::Status Wrong(const std::string& text) const {
-    return absl::InvalidArgumentError(absl::StrCat(wish_.name, ": ", text));
+    return absl::InvalidArgumentError(
+        absl::StrCat(wish_.place, "model \"", wish_.name, "\": ", text));
   }
 
   absl::Status Shape(int max_tokens) {
     const int trained = model_.config.context_length;
     p_.context = wish_.context > 0 ? wish_.context : std::min(trained, kDefaultContext);
     if (p_.context > trained) {
-      return Wrong(absl::StrFormat("context %d is more than the %d the model was trained with",
+      return Wrong(absl::StrFormat("context %d; allowed: at most %d, which it was trained with",
                                    p_.context, trained));
     }
     p_.shape.kv_cache = wish_.kv_cache;
     p_.shape.num_slots = wish_.num_slots;
-    p_.shape.num_snapshots = model_.config.has_recurrent_state() ? wish_.num_slots : 0;
+    p_.shape.num_snapshots =
+        model_.config.has_recurrent_state() ? kSnapshotsPerSlot * wish_.num_slots : 0;
     p_.shape.max_tokens = max_tokens;
     // One sequence of full length, and a last page begun by each of the others.
     p_.shape.num_pages = (p_.context + kPagePositions - 1) / kPagePositions + wish_.num_slots - 1;
@@ -200,32 +191,31 @@ class Builder {
     }
     if (!p_.stages.empty()) {
       for (size_t h = 0; HasExperts() && h < rig_.hosts.size(); ++h) {
-        AddExperts(h, ThreadsOf(rig_.hosts[h], 0, 1));
+        AddExperts(h, ThreadsOf(rig_.hosts[h], wish_.threads, 1));
       }
       return;
     }
-    const int stages = std::max(wish_.num_stages, 1);
-    const int workers = stages + (wish_.experts_worker ? 1 : 0);
-    for (int i = 0; i < stages; ++i) AddCpuStage(0, ThreadsOf(rig_.hosts[0], 0, workers));
-    if (wish_.experts_worker && HasExperts()) {
-      AddExperts(0, ThreadsOf(rig_.hosts[0], 0, workers));
-      for (StageCandidate& s : p_.stages) s.experts_elsewhere = true;
-    }
+    AddCpuStage(0, ThreadsOf(rig_.hosts[0], wish_.threads, 1));
   }
 
   absl::Status ListedWorkers() {
-    for (const WorkerWish& w : wish_.workers) {
+    for (size_t i = 0; i < wish_.workers.size(); ++i) {
+      const WorkerWish& w = wish_.workers[i];
       const auto host = std::find_if(rig_.hosts.begin(), rig_.hosts.end(),
                                      [&](const HostFacts& f) { return f.name == w.device.host; });
       if (host == rig_.hosts.end()) {
         return Wrong(absl::StrCat("no host is called '", w.device.host, "'"));
       }
       const size_t h = static_cast<size_t>(host - rig_.hosts.begin());
+      const size_t stages = p_.stages.size();
       RETURN_IF_ERROR(w.device.is_cpu() ? ListedCpu(w, h) : ListedGpu(w, h));
+      (p_.stages.size() > stages ? p_.stages.back().wish : p_.experts.back().wish) =
+          static_cast<int>(i);
     }
     if (p_.stages.empty()) {
       return Wrong("no worker is a stage: list a GPU, or a CPU with 'role: stage'");
     }
+    OrderStages();
     for (StageCandidate& s : p_.stages) {
       for (const ExpertsCandidate& e : p_.experts) {
         s.experts_elsewhere |= s.kind == DeviceKind::kCpu && e.host == s.host;
@@ -239,10 +229,64 @@ class Builder {
       for (size_t h = 0; h < rig_.hosts.size(); ++h) {
         const bool used = std::any_of(p_.stages.begin(), p_.stages.end(),
                                       [&](const StageCandidate& s) { return S(s.host) == h; });
-        if (used) AddExperts(h, ThreadsOf(rig_.hosts[h], 0, 1));
+        if (used) AddExperts(h, ThreadsOf(rig_.hosts[h], wish_.threads, 1));
       }
     }
-    return absl::OkStatus();
+    return CheckExpertsHaveOwners();
+  }
+
+  // Without an experts worker the stages hold all experts; their pins must allow it.
+  absl::Status CheckExpertsHaveOwners() const {
+    if (!p_.experts.empty()) return absl::OkStatus();
+    const auto holds = [](const StageCandidate& s, int layer) {
+      const std::optional<LayerRange>& range = s.resident ? s.resident : s.layers;
+      return !range || (range->first <= layer && layer < range->last);
+    };
+    LayerRange homeless;
+    for (int l = p_.first_moe; l < p_.num_layers; ++l) {
+      const bool held = std::any_of(p_.stages.begin(), p_.stages.end(),
+                                    [&](const StageCandidate& s) { return holds(s, l); });
+      if (held || model_.weights.layers[S(l)].experts == 0) continue;
+      if (homeless.empty()) homeless.first = l;
+      homeless.last = l + 1;
+    }
+    if (homeless.empty()) return absl::OkStatus();
+    return Wrong(
+        absl::StrFormat("the routed experts of layers %d-%d belong to nobody: list an "
+                        "experts worker, or let resident_experts include them",
+                        homeless.first, homeless.last - 1));
+  }
+
+  // The search takes stages in their order. Pinned ones stand in the order of their layers; the
+  // others, as listed, fill what is left between them: one each, further ones where a stage has
+  // most layers to carry.
+  void OrderStages() {
+    std::vector<StageCandidate> pinned, others;
+    for (StageCandidate& s : p_.stages) (s.layers ? pinned : others).push_back(std::move(s));
+    std::stable_sort(pinned.begin(), pinned.end(),
+                     [](const StageCandidate& a, const StageCandidate& b) {
+                       return a.layers->first < b.layers->first;
+                     });
+    std::vector<int> layers(pinned.size() + 1), stages(pinned.size() + 1, 0);  // in front of each
+    int next = 0;
+    for (size_t i = 0; i < pinned.size(); ++i) {
+      layers[i] = pinned[i].layers->first - next;
+      next = pinned[i].layers->last;
+    }
+    layers.back() = p_.num_layers - next;
+    for (size_t left = others.size(); left > 0; --left) {
+      size_t widest = 0;
+      for (size_t i = 1; i < layers.size(); ++i) {
+        if (layers[i] * (stages[widest] + 1) > layers[widest] * (stages[i] + 1)) widest = i;
+      }
+      ++stages[widest];
+    }
+    p_.stages.clear();
+    auto other = others.begin();
+    for (size_t i = 0; i < layers.size(); ++i) {
+      for (int k = 0; k < stages[i]; ++k) p_.stages.push_back(std::move(*other++));
+      if (i < pinned.size()) p_.stages.push_back(std::move(pinned[i]));
+    }
   }
 
   int CpuWorkersOn(const std::string& host) const {
@@ -310,7 +354,6 @@ class Builder {
     if (s.layers && s.layers->empty()) return Wrong(w.device.text() + ": layers are empty");
     if (s.layers && s.layers->last == model_.config.num_layers) s.layers->last = p_.num_layers;
     s.resident = w.resident_experts;
-    if (w.memory_bytes) s.capacity = std::min(s.capacity, *w.memory_bytes);
     return absl::OkStatus();
   }
 
@@ -343,7 +386,7 @@ class Builder {
         expert_flops(n), expert_bytes(n);
     for (size_t l = 0; l < n; ++l) {
       const int layer = static_cast<int>(l);
-      const LayerWeights& w = model_.weights.layers[l];
+      const LayerWeightBytes& w = model_.weights.layers[l];
       cpu[l] = static_cast<double>(LayerBill(model_, p_.shape, DeviceKind::kCpu, layer).total());
       cuda[l] = static_cast<double>(LayerBill(model_, p_.shape, DeviceKind::kCuda, layer).total());
       experts[l] = static_cast<double>(w.experts);
@@ -406,57 +449,17 @@ class Builder {
   Problem p_;
 };
 
-double ExpertsBytesOf(const Problem& p, const LayerRange& range) {
-  return range.empty() ? 0 : p.expert_bytes[0].Of(range.first, range.last);
-}
-
-struct PrefillTime {
-  double seconds = 0;
-  double streamed_bytes = 0;  // from RAM to the device
-  const char* bound = "";
-};
-
-PrefillTime PrefillOf(const Problem& p, const StageChoice& choice) {
-  const StageCandidate& s = p.stages[S(choice.candidate)];
-  const double rows = p.shape.max_tokens;
-  double flops = p.prefill_flops[0].Of(choice.layers.first, choice.layers.last);
-  if (!choice.resident.empty()) {
-    flops += p.prefill_expert_flops[0].Of(choice.resident.first, choice.resident.last);
-  }
-  const double compute = rows * flops / s.flops;
-  double parts_compute = 0, streamed = 0, workers = 0;
-  for (const ExpertsPart& part : choice.parts) {
-    const ExpertsCandidate& e = p.experts[S(part.worker)];
-    const double part_flops =
-        rows * p.prefill_expert_flops[0].Of(part.layers.first, part.layers.last);
-    const double bytes = p.prefill_expert_bytes[0].Of(part.layers.first, part.layers.last);
-    workers += std::max(part_flops / e.flops, bytes / e.read);
-    if (e.host == s.host) {
-      parts_compute += part_flops / s.flops;
-      streamed += bytes;
-    } else {
-      parts_compute += 1e9;  // weights do not cross the network for a chunk
-    }
-  }
-  const bool cuda = s.kind == DeviceKind::kCuda;
-  const double with_workers = compute + workers;
-  const double with_stream = std::max(compute + parts_compute, streamed / s.link);
-  if (choice.parts.empty() || !cuda || with_workers <= with_stream) {
-    const bool waits = workers > compute;
-    return {with_workers, 0, waits ? "CPU experts" : "compute"};
-  }
-  return {with_stream, streamed, streamed / s.link > compute + parts_compute ? "link" : "compute"};
-}
-
 }  // namespace
 
 uint64_t HostCapacity(const HostFacts& host) {
+  if (host.memory.total_bytes == 0 && host.memory.available_bytes == 0) return kUnknownCapacity;
   const uint64_t usable = host.memory.usable_bytes();
   const uint64_t reserve = kHostReserve + usable / kHostShareDivisor;
   return usable > reserve ? usable - reserve : 0;
 }
 
 uint64_t GpuCapacity(const GpuFacts& gpu) {
+  if (gpu.memory_bytes == 0) return kUnknownCapacity;
   const auto share = static_cast<uint64_t>(static_cast<double>(gpu.memory_bytes) * kGpuShare);
   return gpu.free_bytes > 0 ? std::min(share, gpu.free_bytes) : share;
 }
@@ -475,6 +478,10 @@ absl::StatusOr<Problem> BuildProblem(const Rig& rig, const DeploymentWish& wish,
 
 StageDuties DutiesOf(const Problem& problem, const StageChoice& choice) {
   return DutiesOfBits(problem.stages[S(choice.candidate)].kind, BitsOf(problem, choice));
+}
+
+double ExpertsBytesOf(const Problem& p, const LayerRange& range) {
+  return range.empty() ? 0 : p.expert_bytes[0].Of(range.first, range.last);
 }
 
 uint64_t DeviceNeedOf(const Problem& problem, const StageChoice& choice) {
@@ -507,140 +514,6 @@ std::vector<uint64_t> ExpertsBaseNeed(const Problem& problem) {
     need[S(e.host)] += ExpertsBaseBill(*problem.model, problem.shape).total();
   }
   return need;
-}
-
-double DecodeSeconds(const Problem& problem, const StageChoice& choice) {
-  const size_t s = S(choice.candidate);
-  double seconds = problem.own_seconds[s].Of(choice.layers.first, choice.layers.last);
-  if (!choice.resident.empty()) {
-    seconds += problem.resident_seconds[s].Of(choice.resident.first, choice.resident.last);
-  }
-  for (const ExpertsPart& part : choice.parts) {
-    seconds += problem.remote_seconds[s][S(part.worker)].Of(part.layers.first, part.layers.last);
-  }
-  if (choice.layers.last == problem.num_layers) {
-    seconds += static_cast<double>(problem.model->weights.head) / problem.stages[s].read;
-  }
-  return seconds;
-}
-
-double PrefillSeconds(const Problem& problem, const StageChoice& choice) {
-  return PrefillOf(problem, choice).seconds;
-}
-
-Hop HopBetween(const Problem& problem, int from, int to, int cut) {
-  const StageCandidate& a = problem.stages[S(from)];
-  const StageCandidate& b = problem.stages[S(to)];
-  const ModelConfig& c = problem.model->config;
-  const bool shared = c.layers[S(cut)].indexer == IndexerKind::kShared;
-  const double row = (c.hidden_dim + (shared ? c.indexer.top_k : 0)) * 4.0;
-  const double rows = problem.shape.max_tokens;
-  Hop hop;
-  double latency = kGrpcSeconds, rate = 2e9;
-  hop.transport = "grpc";
-  if (a.host != b.host) {
-    const NetworkFacts net = problem.rig->Network(a.name.host, b.name.host);
-    latency += net.round_trip_us / 2 * 1e-6;
-    rate = std::min(rate, net.gb_per_s * 1e9);
-  } else if (a.kind == DeviceKind::kCuda && b.kind == DeviceKind::kCuda && !a.narrow && !b.narrow) {
-    hop.transport = "nccl";
-    latency = kNcclSeconds;
-    rate = std::min(a.link, b.link);
-  } else if (!a.narrow && !b.narrow) {
-    hop.transport = "shm";
-    latency = kShmSeconds;
-    rate = std::min({a.link, b.link, 10e9});
-  } else {
-    rate = std::min({rate, a.link, b.link});
-  }
-  hop.decode_seconds = latency + row / rate;
-  hop.prefill_seconds = latency + rows * row / rate;
-  return hop;
-}
-
-SpeedPrediction Predict(const Problem& problem, const std::vector<StageChoice>& stages) {
-  SpeedPrediction speed;
-  speed.decode_depth = std::min(kDepth, problem.context);
-  const ModelConfig& config = problem.model->config;
-  const auto add = [&](std::string resource, std::string work, double bytes, double rate,
-                       double seconds) {
-    speed.decode_terms.push_back(
-        {std::move(resource), std::move(work), bytes, rate / 1e9, seconds * 1e3});
-  };
-  const double share = config.moe.num_experts > 0
-                           ? static_cast<double>(config.moe.top_k) / config.moe.num_experts
-                           : 0;
-  struct Away {
-    int layers = 0;
-    double bytes = 0, seconds = 0;
-  };
-  std::map<int, Away> away;  // by experts worker
-  double hops = 0, slowest = kStepSeconds;
-  std::vector<double> streamed(problem.hosts.size());
-  for (size_t i = 0; i < stages.size(); ++i) {
-    const StageChoice& choice = stages[i];
-    const StageCandidate& s = problem.stages[S(choice.candidate)];
-    double seconds = DecodeSeconds(problem, choice);
-    for (const ExpertsPart& part : choice.parts) {
-      const ExpertsCandidate& e = problem.experts[S(part.worker)];
-      Away& a = away[part.worker];
-      const double bytes = ExpertsBytesOf(problem, part.layers) * share;
-      const double waited = problem.remote_seconds[S(choice.candidate)][S(part.worker)].Of(
-          part.layers.first, part.layers.last);
-      const double hidden = s.kind == DeviceKind::kCuda ? 0 : waited - bytes / e.read;
-      a.layers += part.layers.size();
-      a.bytes += bytes;
-      a.seconds += waited - hidden;
-      seconds -= waited - hidden;
-    }
-    add(s.name.text(),
-        absl::StrFormat("layers %d-%d, %d with their experts", choice.layers.first,
-                        choice.layers.last - 1, std::max(choice.resident.size(), 0)),
-        seconds * s.read, s.read, seconds);
-    PrefillTime prefill = PrefillOf(problem, choice);
-    if (i + 1 < stages.size()) {
-      const Hop hop =
-          HopBetween(problem, choice.candidate, stages[i + 1].candidate, choice.layers.last);
-      hops += hop.decode_seconds;
-      if (hop.prefill_seconds > slowest) {
-        slowest = hop.prefill_seconds;
-        speed.prefill_bound = absl::StrCat(s.name.text(), " ", hop.transport);
-      }
-    }
-    streamed[S(s.host)] += prefill.streamed_bytes;
-    if (prefill.seconds > slowest) {
-      slowest = prefill.seconds;
-      speed.prefill_bound = absl::StrCat(s.name.text(), " ", prefill.bound);
-    }
-  }
-  for (const auto& [worker, a] : away) {
-    const ExpertsCandidate& e = problem.experts[S(worker)];
-    add(e.name.text() + " DRAM",
-        absl::StrFormat("%d of %d experts of %d layers", config.moe.top_k, config.moe.num_experts,
-                        a.layers),
-        a.bytes, e.read, a.seconds);
-  }
-  if (stages.size() > 1) {
-    add("links", absl::StrFormat("%d hops between stages", stages.size() - 1), 0, 0, hops);
-  }
-  add("coordinator", "control, sampling, the token's way back", 0, 0, kStepSeconds);
-  const SpeedTerm* bound = &speed.decode_terms.front();
-  for (const SpeedTerm& term : speed.decode_terms) {
-    speed.decode_ms += term.ms;
-    if (term.ms > bound->ms) bound = &term;
-  }
-  speed.decode_bound = bound->resource;
-  speed.decode_tokens_per_s = 1e3 / speed.decode_ms;
-  // Stages stream at once, from one DRAM.
-  for (size_t h = 0; h < streamed.size(); ++h) {
-    const double seconds = streamed[h] / problem.hosts[h].dram_read;
-    if (seconds > slowest) {
-      slowest = seconds;
-      speed.prefill_bound = problem.rig->hosts[h].name + "/cpu DRAM";
-    }
-  }
-  speed.prefill_tokens_per_s = problem.shape.max_tokens / slowest;
-  return speed;
 }
 
 }  // namespace packtrain

@@ -1,8 +1,8 @@
 #pragma once
 
 // One deployment's placement as numbers: candidate devices with rates and room, layers with bytes
-// and times. The search looks for the assignment of least decode time; the same functions then say
-// what the chosen one takes and how fast it should be.
+// and times. The search looks for the assignment of least decode time; what the chosen one
+// takes is counted by the same functions.
 
 #include <cstdint>
 #include <optional>
@@ -36,6 +36,7 @@ struct StageCandidate {
   bool required = false;                       // listed by the user
   bool experts_elsewhere = false;              // a CPU stage beside an experts worker
   std::optional<LayerRange> layers, resident;  // pins
+  int wish = -1;                               // index into the wished workers, -1: planned
   int threads = 0;
 };
 
@@ -45,6 +46,7 @@ struct ExpertsCandidate {
   double read = 0;
   double flops = 0;
   std::vector<LayerRange> pinned;  // it serves exactly these
+  int wish = -1;                   // as of a stage
   int threads = 0;
 };
 
@@ -53,7 +55,8 @@ struct HostPool {
   double dram_read = 0;
 };
 
-// The part of a host's RAM and of a GPU's memory that plans may use.
+// The part of a host's RAM and of a GPU's memory that plans may use. Memory that nobody has told
+// the size of is no limit: the worker that has it checks.
 uint64_t HostCapacity(const HostFacts& host);
 uint64_t GpuCapacity(const GpuFacts& gpu);
 // A link on which experts must not be waited for: a riser with one lane.
@@ -117,24 +120,8 @@ absl::StatusOr<Problem> BuildProblem(const Rig& rig, const DeploymentWish& wish,
 StageDuties DutiesOf(const Problem& problem, const StageChoice& choice);
 StageNeed NeedOf(const Problem& problem, const StageChoice& choice);
 uint64_t DeviceNeedOf(const Problem& problem, const StageChoice& choice);
+double ExpertsBytesOf(const Problem& problem, const LayerRange& range);
 // RAM of experts workers without their experts.
 std::vector<uint64_t> ExpertsBaseNeed(const Problem& problem);
-
-// Seconds of a one-stream decode step that this stage takes, and of one full ubatch of prefill.
-double DecodeSeconds(const Problem& problem, const StageChoice& choice);
-double PrefillSeconds(const Problem& problem, const StageChoice& choice);
-
-struct Hop {
-  std::string transport;
-  double decode_seconds = 0;
-  double prefill_seconds = 0;
-};
-// From one stage to the next, cut in front of layer `cut`.
-Hop HopBetween(const Problem& problem, int from, int to, int cut);
-
-// Cost of a step that no device carries: control, sampling, the token's way back.
-inline constexpr double kStepSeconds = 400e-6;
-
-SpeedPrediction Predict(const Problem& problem, const std::vector<StageChoice>& stages);
 
 }  // namespace packtrain

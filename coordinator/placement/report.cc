@@ -219,9 +219,13 @@ std::string PlacementTable(const Placement& placement) {
   }
   absl::StrAppend(&out, ")\n");
   for (const DeviceTotal& device : placement.devices) {
-    absl::StrAppendFormat(&out, "  %-14s [%s] %6.1f of %.1f, limit %.1f\n", device.device.text(),
-                          Bar(device), Gib(device.used()), Gib(device.memory),
-                          Gib(device.capacity));
+    absl::StrAppendFormat(&out, "  %-14s [%s] %6.1f of ", device.device.text(), Bar(device),
+                          Gib(device.used()));
+    if (device.memory > 0) {
+      absl::StrAppendFormat(&out, "%.1f, limit %.1f\n", Gib(device.memory), Gib(device.capacity));
+    } else {
+      absl::StrAppend(&out, "an unknown size: its worker checks\n");
+    }
     for (const DeviceUse& use : device.uses) {
       std::vector<std::string> items;
       for (int i = 0; i < kNumBillItems; ++i) {

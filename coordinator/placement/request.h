@@ -33,11 +33,11 @@ struct WorkerWish {
   std::optional<LayerRange> resident_experts;  // of a stage; may be empty: none
   std::vector<LayerRange> experts;             // of an experts worker
   int threads = 0;                             // 0: one per core
-  std::optional<uint64_t> memory_bytes;        // it may take at most
 };
 
 struct DeploymentWish {
   std::string name;
+  std::string place;  // where it is asked for, in front of errors: "box.yaml:12: "
   std::string path;
   bool sidecar = false;
   const ModelFacts* model = nullptr;  // borrowed
@@ -46,8 +46,7 @@ struct DeploymentWish {
   int num_slots = 8;
   int max_tokens = 0;               // rows of the largest ubatch, 0: planned
   bool mtp = false;                 // run the model's multi-token prediction layer
-  int num_stages = 0;               // without GPUs: CPU stages, 0: one
-  bool experts_worker = false;      // without GPUs: routed experts in a worker of their own
+  int threads = 0;                  // of each CPU worker that is planned, 0: one per core
   std::vector<WorkerWish> workers;  // empty: all is planned
 };
 

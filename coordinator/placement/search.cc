@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "absl/container/inlined_vector.h"
+#include "coordinator/placement/speed.h"
 
 namespace packtrain {
 namespace {

@@ -6,6 +6,7 @@
 #include "common/base/status_macros.h"
 #include "coordinator/placement/planner.h"
 #include "coordinator/placement/search.h"
+#include "coordinator/placement/speed.h"
 
 namespace packtrain {
 namespace {
@@ -16,7 +17,7 @@ constexpr double kUbatchTolerance = 1.02;
 // Among divisions this close to the fastest decode, the one with the shortest longest stage.
 constexpr double kBalanceTolerance = 1.005;
 constexpr int kBalanceSteps = 10;
-constexpr int kGpuUbatches[] = {4096, 2048, 1024, 512, 256, 128, 64};
+constexpr int kGpuUbatches[] = {2048, 1024, 512, 256, 128, 64};
 constexpr int kCpuUbatches[] = {512, 256, 128, 64};
 
 size_t S(int value) { return static_cast<size_t>(value); }
@@ -122,6 +123,27 @@ void JoinExpertsRanges(const Problem& problem, std::vector<StageChoice>* stages)
   }
 }
 
+struct Found {
+  Problem problem;
+  SearchResult result;
+};
+
+// The division that decodes fastest with ubatches of this length.
+absl::StatusOr<std::optional<Found>> FindDivision(const Rig& rig, const DeploymentWish& wish,
+                                                  const Taken& taken, int length) {
+  ASSIGN_OR_RETURN(Problem problem, BuildProblem(rig, wish, taken, length));
+  std::optional<SearchResult> result = DivisionSearch(problem).Find({});
+  if (std::optional<Problem> without = WithoutWorkers(problem)) {
+    std::optional<SearchResult> resident = DivisionSearch(*without).Find({});
+    if (resident && (!result || resident->seconds <= result->seconds)) {
+      problem = *std::move(without);
+      result = std::move(resident);
+    }
+  }
+  if (!result) return std::nullopt;
+  return Found{std::move(problem), *std::move(result)};
+}
+
 }  // namespace
 
 absl::StatusOr<std::optional<Solution>> Solve(const Rig& rig, const DeploymentWish& wish,
@@ -135,31 +157,16 @@ absl::StatusOr<std::optional<Solution>> Solve(const Rig& rig, const DeploymentWi
     lengths.assign(std::begin(kCpuUbatches), std::end(kCpuUbatches));
     if (cuda) lengths.assign(std::begin(kGpuUbatches), std::end(kGpuUbatches));
   }
-  struct Found {
-    Problem problem;
-    SearchResult result;
-  };
-  std::vector<Found> found;
-  double fastest = 0;
+  // The shortest leaves most room and so decodes fastest.
+  ASSIGN_OR_RETURN(const std::optional<Found> fastest,
+                   FindDivision(rig, wish, taken, lengths.back()));
+  if (!fastest) return std::nullopt;
   for (const int length : lengths) {
-    ASSIGN_OR_RETURN(Problem problem, BuildProblem(rig, wish, taken, length));
-    std::optional<SearchResult> result = DivisionSearch(problem).Find({});
-    if (std::optional<Problem> without = WithoutWorkers(problem)) {
-      std::optional<SearchResult> resident = DivisionSearch(*without).Find({});
-      if (resident && (!result || resident->seconds <= result->seconds)) {
-        problem = *std::move(without);
-        result = std::move(resident);
-      }
-    }
-    if (!result) continue;
-    if (found.empty() || result->seconds < fastest) fastest = result->seconds;
-    found.push_back({std::move(problem), *std::move(result)});
-  }
-  for (Found& f : found) {
-    if (f.result.seconds > fastest * kUbatchTolerance) continue;
-    std::vector<StageChoice> stages = Balance(f.problem, f.result);
-    JoinExpertsRanges(f.problem, &stages);
-    return Solution{std::move(f.problem), std::move(stages)};
+    ASSIGN_OR_RETURN(std::optional<Found> found, FindDivision(rig, wish, taken, length));
+    if (!found || found->result.seconds > fastest->result.seconds * kUbatchTolerance) continue;
+    std::vector<StageChoice> stages = Balance(found->problem, found->result);
+    JoinExpertsRanges(found->problem, &stages);
+    return Solution{std::move(found->problem), std::move(stages)};
   }
   return std::nullopt;
 }

@@ -2,8 +2,10 @@
 
 #include <utility>
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "absl/strings/strip.h"
 #include "common/base/status_macros.h"
 #include "common/weights/gguf.h"
 
@@ -34,7 +36,42 @@ absl::StatusOr<WorkerWish> WishOf(const Topology& topology, const WorkerEntry& e
   return wish;
 }
 
+void AddUnknownGpu(const WorkerEntry& worker, HostFacts* host) {
+  int index = -1;
+  if (!absl::SimpleAtoi(absl::StripPrefix(worker.device, "cuda:"), &index)) return;
+  for (const GpuFacts& gpu : host->gpus) {
+    if (gpu.index == index) return;
+  }
+  GpuFacts gpu;
+  gpu.index = index;
+  host->gpus.push_back(gpu);
+}
+
 }  // namespace
+
+Rig RigAround(const Topology& topology, HostFacts this_host) {
+  Rig rig;
+  rig.name = "this machine";
+  if (!topology.hosts.empty()) this_host.name = topology.hosts.front().name;
+  HostFacts other = this_host;
+  other.memory = {};
+  other.gpus.clear();
+  rig.hosts.push_back(std::move(this_host));
+  for (size_t i = 1; i < topology.hosts.size(); ++i) {
+    rig.name = "this machine and others, of which nothing is known";
+    other.name = topology.hosts[i].name;
+    rig.hosts.push_back(other);
+  }
+  for (const ModelEntry& model : topology.models) {
+    for (const WorkerEntry& worker : model.workers) {
+      const std::string& name = topology.hosts.empty() ? rig.hosts.front().name : worker.host;
+      for (HostFacts& host : rig.hosts) {
+        if (host.name == name) AddUnknownGpu(worker, &host);
+      }
+    }
+  }
+  return rig;
+}
 
 absl::StatusOr<TopologyRequest> RequestFor(const Topology& topology, Rig rig) {
   TopologyRequest result;
@@ -42,14 +79,18 @@ absl::StatusOr<TopologyRequest> RequestFor(const Topology& topology, Rig rig) {
     ASSIGN_OR_RETURN(const std::unique_ptr<GgufFile> file, GgufFile::Open(entry.path));
     ASSIGN_OR_RETURN(ModelFacts facts, ReadModelFacts(*file));
     result.models.push_back(std::make_unique<ModelFacts>(std::move(facts)));
+    RETURN_IF_ERROR(CheckLayers(topology, entry, result.models.back()->config.num_layers));
     DeploymentWish wish;
     wish.name = entry.name;
+    if (entry.line > 0) wish.place = absl::StrCat(topology.source, ":", entry.line, ": ");
+    wish.threads = entry.threads;
     wish.path = entry.path;
     wish.sidecar = entry.role == "sidecar";
     wish.model = result.models.back().get();
     wish.context = entry.context;
     wish.kv_cache = entry.kv_cache;
     wish.num_slots = entry.slots;
+    wish.max_tokens = entry.ubatch;
     for (const WorkerEntry& worker : entry.workers) {
       ASSIGN_OR_RETURN(WorkerWish worker_wish, WishOf(topology, worker, rig));
       wish.workers.push_back(std::move(worker_wish));

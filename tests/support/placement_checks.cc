@@ -33,7 +33,7 @@ uint64_t CacheBytes(KvCacheType type, int values) {
 uint64_t LayerBytes(const ModelFacts& model, const DeploymentShape& shape, bool cuda, int layer) {
   const ModelConfig& c = model.config;
   const LayerConfig& l = c.layers[S(layer)];
-  const LayerWeights& w = model.weights.layers[S(layer)];
+  const LayerWeightBytes& w = model.weights.layers[S(layer)];
   uint64_t row = 0, state = 0;
   if (l.attention == AttentionKind::kMla) {
     row = CacheBytes(shape.kv_cache, c.mla.kv_lora_rank + c.rope.dims);
@@ -100,7 +100,8 @@ std::string RangeFault(const DeploymentWish& wish, const DeploymentPlacement& pl
 
 std::string PinFault(const DeploymentWish& wish, const DeploymentPlacement& placed) {
   const int trunk = wish.model->config.num_layers;
-  for (const WorkerWish& w : wish.workers) {
+  for (size_t i = 0; i < wish.workers.size(); ++i) {
+    const WorkerWish& w = wish.workers[i];
     const auto stage = std::find_if(placed.stages.begin(), placed.stages.end(),
                                     [&](const StagePlacement& s) { return s.device == w.device; });
     if (!w.device.is_cpu() && stage == placed.stages.end()) {
@@ -126,7 +127,7 @@ std::string PinFault(const DeploymentWish& wish, const DeploymentPlacement& plac
       bool served = false;
       for (const ExpertsPlacement& e : placed.experts) {
         for (const LayerRange& r : e.layers) {
-          served |= e.device == w.device && r.first <= l && l < r.last;
+          served |= S(e.wish) == i && r.first <= l && l < r.last;
         }
       }
       if (pinned != served) return absl::StrCat("experts of layer ", l, " moved");
@@ -166,7 +167,7 @@ ModelFacts GlmLikeModel(int layers, bool mtp, double expert_bits) {
     const bool dense = l < 3;
     c.layers.push_back({AttentionKind::kMla, full ? IndexerKind::kFull : IndexerKind::kShared,
                         dense ? FfnKind::kDense : FfnKind::kMoe});
-    LayerWeights w;
+    LayerWeightBytes w;
     w.parameters = 165'019'648 + (full ? 9'371'904 : 0) + (dense ? 226'492'416 : 39'321'600);
     w.attention = Bytes(165'019'648 * 5.6 / 8);
     w.indexer = full ? Bytes(9'371'904 * 8.5 / 8) : 0;
@@ -190,7 +191,7 @@ ModelFacts RandomModel(TestRng* rng, int max_layers) {
   const double scale = 0.02 * Pick(rng, 1, 50);  // of all weights
   for (size_t l = 0; l < c.layers.size(); ++l) {
     LayerConfig& layer = c.layers[l];
-    LayerWeights& w = model.weights.layers[l];
+    LayerWeightBytes& w = model.weights.layers[l];
     if (kind != 0) layer.indexer = IndexerKind::kNone;
     if (kind == 2 || kind == 3) layer.attention = AttentionKind::kGqa;
     if (kind == 3 && l % 4 != 3 && static_cast<int>(l) < c.num_layers) {
@@ -314,11 +315,13 @@ std::string PlanFault(const PlanRequest& request, const Placement& placement) {
   std::map<std::string, uint64_t> bytes = Recount(request, placement);
   for (const HostFacts& host : request.rig.hosts) {
     const uint64_t ram = host.memory.available_bytes;
-    if (bytes[host.name + "/cpu"] > ram - std::min(ram, uint64_t{2} << 30)) {
+    const bool known = ram > 0 || host.memory.total_bytes > 0;
+    if (known && bytes[host.name + "/cpu"] > ram - std::min(ram, uint64_t{2} << 30)) {
       return host.name + ": RAM is over-committed";
     }
     for (const GpuFacts& gpu : host.gpus) {
       const std::string name = absl::StrCat(host.name, "/cuda:", gpu.index);
+      if (gpu.memory_bytes == 0) continue;  // not known
       if (static_cast<double>(bytes[name]) > 0.95 * static_cast<double>(gpu.memory_bytes)) {
         return name + " is over-committed";
       }

@@ -15,6 +15,7 @@
 #include "worker/graph/layer_weights.h"
 #include "worker/kernels/cpu/kernels.h"
 #include "worker/ops/experts.h"
+#include "worker/server/load_bill.h"
 #include "worker/server/sampling_functions.h"
 
 namespace packtrain {
@@ -105,6 +106,8 @@ absl::StatusOr<LoadedModel> LoadCpuModel(const LoadRequest& request, ExpertsClie
   ASSIGN_OR_RETURN(model->config, ReadModelConfig(*model->file));
   ASSIGN_OR_RETURN(ModelTensors tensors, ModelTensors::Resolve(model->config, *model->file));
   model->tensors = std::make_unique<ModelTensors>(std::move(tensors));
+  RETURN_IF_ERROR(
+      CheckHostBill(request, {model->config, WeighModel(model->config, *model->tensors)}));
   RETURN_IF_ERROR(LoadWeights(request, progress, model.get()));
   LoadedModel loaded;
   loaded.owner = model;

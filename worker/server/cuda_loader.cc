@@ -11,6 +11,7 @@
 #include "common/model/weight_source.h"
 #include "common/weights/gguf.h"
 #include "worker/device/cuda_plugin.h"
+#include "worker/server/load_bill.h"
 #include "worker/server/sampling_functions.h"
 
 namespace packtrain {
@@ -78,6 +79,8 @@ absl::StatusOr<LoadedModel> LoadCudaModel(const LoadRequest& request, ExpertsCli
   ASSIGN_OR_RETURN(model->config, ReadModelConfig(*model->file));
   ASSIGN_OR_RETURN(ModelTensors tensors, ModelTensors::Resolve(model->config, *model->file));
   model->tensors = std::make_unique<ModelTensors>(std::move(tensors));
+  RETURN_IF_ERROR(
+      CheckHostBill(request, {model->config, WeighModel(model->config, *model->tensors)}));
   model->weights = std::make_unique<MappedWeights>(*model->file);
   LoadedModel loaded;
   loaded.hidden_dim = model->config.hidden_dim;

@@ -42,6 +42,13 @@ std::string HostId() {
   return boot_id + "/" + (length > 0 ? network : "");
 }
 
+// RAM of this process, shared memory included.
+uint64_t ResidentBytes() {
+  uint64_t pages = 0, resident = 0;
+  std::ifstream("/proc/self/statm") >> pages >> resident;
+  return resident * static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
+}
+
 }  // namespace
 
 class Worker::Impl {
@@ -172,6 +179,7 @@ class Worker::Impl {
     loaded->set_kv_bytes(model_.memory.kv);
     loaded->set_recurrent_bytes(model_.memory.recurrent);
     loaded->set_buffer_bytes(model_.memory.buffers);
+    loaded->set_process_bytes(ResidentBytes());
     loaded->set_hidden_dim(static_cast<uint32_t>(model_.hidden_dim));
     return message;
   }

@@ -38,7 +38,19 @@ TEST(ServeOptionsTest, FlagsBecomeCpuWorkers) {
   EXPECT_EQ(big.workers[3].role, WorkerRole::kExperts);
   EXPECT_EQ(topology->models[1].name, "small");
   EXPECT_EQ(topology->models[1].role, "sidecar");
-  EXPECT_EQ(topology->models[1].workers.size(), 1u);
+  EXPECT_TRUE(topology->models[1].workers.empty());
+}
+
+TEST(ServeOptionsTest, WithoutFlagsForWorkersAllIsPlanned) {
+  ServeOptions options;
+  options.model_path = MakeFile("one.gguf");
+  const absl::StatusOr<Topology> planned = MakeTopology(options);
+  ASSERT_TRUE(planned.ok()) << planned.status();
+  EXPECT_TRUE(planned->models[0].workers.empty());
+  options.experts_worker = true;
+  const absl::StatusOr<Topology> experts = MakeTopology(options);
+  ASSERT_TRUE(experts.ok()) << experts.status();
+  EXPECT_EQ(experts->models[0].workers.size(), 2u);
 }
 
 TEST(ServeOptionsTest, TheSameFileTwiceGetsTwoNames) {

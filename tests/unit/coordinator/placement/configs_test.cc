@@ -121,7 +121,7 @@ TEST_F(ConfigsTest, TheModelsAreWeighedInFull) {
   const absl::StatusOr<ModelFacts> facts = ReadModelFacts(**file);
   ASSERT_TRUE(facts.ok()) << facts.status();
   uint64_t parameters = 2 * uint64_t{951'582'720}, tensors = 0;
-  for (const LayerWeights& l : facts->weights.layers) {
+  for (const LayerWeightBytes& l : facts->weights.layers) {
     parameters += l.parameters + l.expert_parameters;
   }
   EXPECT_NEAR(static_cast<double>(parameters), 753.33e9, 0.1e9);

@@ -23,9 +23,19 @@ DeploymentWish RandomWish(TestRng* rng, const ModelFacts* model) {
   wish.kv_cache = static_cast<KvCacheType>(Pick(rng, 0, 3));
   wish.num_slots = Pick(rng, 1, 16);
   wish.mtp = model->config.num_mtp_layers > 0 && Pick(rng, 0, 1) == 1;
-  wish.num_stages = Pick(rng, 0, 3);
-  wish.experts_worker = Pick(rng, 0, 1) == 1;
   return wish;
+}
+
+// A pipeline of CPU workers, as a user without GPUs lists it.
+void ListCpuWorkers(TestRng* rng, const Rig& rig, DeploymentWish* wish) {
+  WorkerWish worker;
+  worker.device = {rig.hosts[0].name, "cpu"};
+  worker.role = WishedRole::kStage;
+  const int stages = Pick(rng, 1, std::min(3, wish->model->config.num_layers));
+  wish->workers.assign(S(stages), worker);
+  worker.role = WishedRole::kExperts;
+  const bool moe = wish->model->weights.layers.back().experts > 0;
+  if (moe && Pick(rng, 0, 1) == 1) wish->workers.push_back(worker);
 }
 
 // Lists all GPUs and the first host's CPU, with some of the pins a user may set.
@@ -125,7 +135,7 @@ DeploymentWish Remedied(const DeploymentWish& wish, const Remedy& remedy, ModelF
   if (remedy.num_slots) other.num_slots = *remedy.num_slots;
   if (remedy.experts_share) {
     *model = *wish.model;
-    for (LayerWeights& l : model->weights.layers) {
+    for (LayerWeightBytes& l : model->weights.layers) {
       l.experts = l.experts * static_cast<uint64_t>(std::lround(*remedy.experts_share * 100)) / 100;
     }
     other.model = model;
@@ -150,6 +160,7 @@ TEST(PlannerPropertyTest, EveryPlanIsWholeAndFitsAndEveryRefusalIsTrue) {
     request.rig = RandomRig(&rng, model, 2, 4);
     DeploymentWish wish = RandomWish(&rng, &model);
     if (i % 3 == 0) PinSome(&rng, request.rig, &wish);
+    if (i % 6 == 1) ListCpuWorkers(&rng, request.rig, &wish);
     pinned += wish.workers.empty() ? 0 : 1;
     request.deployments.push_back(wish);
     const absl::StatusOr<Placement> placement = PlanPlacement(request);

@@ -9,6 +9,8 @@
 #include <functional>
 
 #include "coordinator/placement/planner.h"
+#include "coordinator/placement/rates.h"
+#include "coordinator/placement/speed.h"
 #include "tests/support/placement_checks.h"
 
 namespace packtrain {
