@@ -1,6 +1,5 @@
 #include "worker/server/cuda_loader.h"
 
-#include <charconv>
 #include <string_view>
 
 #include "absl/strings/str_format.h"
@@ -11,6 +10,7 @@
 #include "common/model/weight_source.h"
 #include "common/weights/gguf.h"
 #include "worker/device/cuda_plugin.h"
+#include "worker/server/device_name.h"
 #include "worker/server/load_bill.h"
 #include "worker/server/sampling_functions.h"
 
@@ -25,18 +25,6 @@ struct CudaModel {
   std::unique_ptr<MappedWeights> weights;
   std::vector<std::unique_ptr<SegmentWeights>> experts;  // in RAM, of other workers
 };
-
-absl::StatusOr<int> Ordinal(const std::string& device) {
-  constexpr std::string_view kPrefix = "cuda:";
-  int ordinal = -1;
-  const char* end = device.data() + device.size();
-  if (device.starts_with(kPrefix)) {
-    const auto parsed = std::from_chars(device.data() + kPrefix.size(), end, ordinal);
-    if (parsed.ec == std::errc() && parsed.ptr == end && ordinal >= 0) return ordinal;
-  }
-  return absl::InvalidArgumentError(
-      absl::StrFormat("device \"%s\": allowed are cpu and cuda:N", device));
-}
 
 absl::StatusOr<std::vector<CudaStageOptions::Streamed>> MapExperts(const LoadRequest& request,
                                                                    CudaModel* model) {
@@ -68,7 +56,7 @@ absl::StatusOr<std::vector<CudaStageOptions::Streamed>> MapExperts(const LoadReq
 
 absl::StatusOr<LoadedModel> LoadCudaModel(const LoadRequest& request, ExpertsClient* experts,
                                           const LoadProgress& progress) {
-  ASSIGN_OR_RETURN(const int ordinal, Ordinal(request.device));
+  ASSIGN_OR_RETURN(const int ordinal, CudaOrdinal(request.device));
   if (!request.stage) {
     return absl::InvalidArgumentError(
         absl::StrFormat("an experts worker needs the device cpu, not %s", request.device));

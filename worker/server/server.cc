@@ -17,6 +17,7 @@
 #include "common/rpc/channel.h"
 #include "common/rpc/status.h"
 #include "proto/control.grpc.pb.h"
+#include "worker/server/device_name.h"
 #include "worker/server/worker.h"
 #include "worker/transport/grpc/tensor_service.h"
 
@@ -176,8 +177,11 @@ int RunWorker(int argc, char** argv, ModelLoader loader) {
     return kUsageError;
   }
   if (flags.device != "cpu") {
-    spdlog::error("device '{}': this worker carries models on cpu only", flags.device);
-    return kUsageError;
+    const absl::StatusOr<int> ordinal = CudaOrdinal(flags.device);
+    if (!ordinal.ok()) {
+      spdlog::error("{}", std::string(ordinal.status().message()));
+      return kUsageError;
+    }
   }
   for (const std::string& address : {flags.listen, flags.data_listen}) {
     if (address.empty()) continue;
