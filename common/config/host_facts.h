@@ -94,7 +94,7 @@ struct HostFacts {
   std::string kernel;
   CpuFacts cpu;
   MemoryFacts memory;
-  std::vector<ReadRate> dram_read;  // by number of threads, rising
+  std::vector<ReadRate> dram_read;   // by number of threads, rising
   double experts_read_gb_per_s = 0;  // of expert weights by the kernels; unknown: 85 % of the best
   double thread_round_trip_us = 0;   // a flag between two spinning threads on two cores
   double process_round_trip_us = 0;  // between two processes through shared memory

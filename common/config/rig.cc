@@ -18,17 +18,6 @@ namespace {
 constexpr int kThreadsMax = 4096;
 constexpr double kRateMax = 100000;
 
-absl::Status ReadNumber(const YamlNode& node, const YamlPlace& place, double least, double most,
-                        double* out) {
-  std::string text;
-  RETURN_IF_ERROR(ReadText(node, place, &text));
-  if (!absl::SimpleAtod(text, out) || !(*out >= least) || !(*out <= most)) {
-    return place.Error(
-        absl::StrFormat("is \"%s\"; allowed: a number from %g to %g", text, least, most));
-  }
-  return absl::OkStatus();
-}
-
 YamlReader Number(double least, double most, double* out) {
   return [=](const YamlNode& value, const YamlPlace& place) {
     return ReadNumber(value, place, least, most, out);
@@ -36,11 +25,8 @@ YamlReader Number(double least, double most, double* out) {
 }
 
 YamlReader Gib(double most, uint64_t* out) {
-  return [=](const YamlNode& value, const YamlPlace& place) -> absl::Status {
-    double gib = 0;
-    RETURN_IF_ERROR(ReadNumber(value, place, 0.25, most, &gib));
-    *out = static_cast<uint64_t>(gib * (1 << 30));
-    return absl::OkStatus();
+  return [=](const YamlNode& value, const YamlPlace& place) {
+    return ReadGib(value, place, most, out);
   };
 }
 

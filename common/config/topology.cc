@@ -99,6 +99,7 @@ absl::Status ReadWorker(const YamlNode& node, const YamlPlace& place, WorkerEntr
        {"resident_experts",
         [&](auto& v, auto& p) { return ReadLayers(v, p, &out->resident_experts); }},
        {"threads", [&](auto& v, auto& p) { return ReadInt(v, p, 1, kThreadsMax, &out->threads); }},
+       {"memory_gib", [&](auto& v, auto& p) { return ReadGib(v, p, 1024, &out->memory_bytes); }},
        {"address",
         [&](auto& v, auto& p) {
           std::string host;

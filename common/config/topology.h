@@ -3,6 +3,7 @@
 // What is to be served where: a YAML topology, read and checked. Everything the user left out has
 // its default or is absent, for the planner to fill in.
 
+#include <cstdint>
 #include <optional>
 #include <string>
 #include <vector>
@@ -27,7 +28,9 @@ struct WorkerEntry {
   WorkerRole role = WorkerRole::kStage;
   std::optional<LayerRange> layers;
   std::optional<LayerRange> resident_experts;
-  int threads = 0;      // 0: one per physical core
+  int threads = 0;  // 0: one per physical core
+  // Bytes that it may take of a GPU, 0: whatever there is. Several workers on one GPU all say it.
+  uint64_t memory_bytes = 0;
   std::string address;  // "host:port" of a worker that runs already; empty: started here
   int line = 0;
 
@@ -43,7 +46,7 @@ struct ModelEntry {
   bool thinking = false;
   int slots = 8;
   int ubatch = 0;   // rows of one step: a prompt is computed in chunks of it; 0: planned
-  int threads = 0;                   // default of its workers
+  int threads = 0;  // default of its workers
   std::vector<WorkerEntry> workers;  // none: all is planned
   int line = 0;
 };

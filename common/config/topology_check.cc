@@ -115,12 +115,17 @@ class Checker {
           absl::StrFormat("resident_experts %s lie outside the worker's layers %s",
                           FormatLayers(*worker->resident_experts), FormatLayers(*worker->layers)));
     }
-    if (worker->device == "cpu") return absl::OkStatus();
-    // A GPU's memory has one owner.
-    const auto [it, added] = device_lines_.emplace(worker->device_name(), worker->line);
-    if (added) return absl::OkStatus();
-    return Error(worker->line, absl::StrFormat("device %s belongs to the worker on line %d already",
-                                               worker->device_name(), it->second));
+    if (worker->device == "cpu") {
+      if (worker->memory_bytes == 0) return absl::OkStatus();
+      return Error(worker->line, "memory_gib is for workers on a GPU");
+    }
+    // A GPU's memory has one owner, unless each says how much of it is its own.
+    const auto [it, added] = devices_.emplace(worker->device_name(), *worker);
+    if (added || (worker->memory_bytes > 0 && it->second.memory_bytes > 0)) return absl::OkStatus();
+    return Error(worker->line,
+                 absl::StrFormat("device %s belongs to the worker on line %d already; to share it "
+                                 "both need memory_gib",
+                                 worker->device_name(), it->second.line));
   }
 
   bool KnownHost(const std::string& name) const {
@@ -160,7 +165,7 @@ class Checker {
   }
 
   Topology* topology_;
-  std::map<std::string, int> device_lines_;
+  std::map<std::string, WorkerEntry> devices_;  // the first worker of each GPU
 };
 
 }  // namespace

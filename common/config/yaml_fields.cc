@@ -63,6 +63,24 @@ absl::Status ReadInt(const YamlNode& node, const YamlPlace& place, int least, in
   return absl::OkStatus();
 }
 
+absl::Status ReadNumber(const YamlNode& node, const YamlPlace& place, double least, double most,
+                        double* out) {
+  std::string text;
+  RETURN_IF_ERROR(ReadText(node, place, &text));
+  if (!absl::SimpleAtod(text, out) || !(*out >= least) || !(*out <= most)) {
+    return place.Error(
+        absl::StrFormat("is \"%s\"; allowed: a number from %g to %g", text, least, most));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status ReadGib(const YamlNode& node, const YamlPlace& place, double most, uint64_t* out) {
+  double gib = 0;
+  RETURN_IF_ERROR(ReadNumber(node, place, 0.25, most, &gib));
+  *out = static_cast<uint64_t>(gib * (1 << 30));
+  return absl::OkStatus();
+}
+
 absl::Status ReadWord(const YamlNode& node, const YamlPlace& place,
                       const std::vector<std::string>& words, size_t* out) {
   std::string text;

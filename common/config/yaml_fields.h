@@ -27,6 +27,10 @@ struct YamlPlace {
 
 absl::Status ReadText(const YamlNode& node, const YamlPlace& place, std::string* out);
 absl::Status ReadInt(const YamlNode& node, const YamlPlace& place, int least, int most, int* out);
+absl::Status ReadNumber(const YamlNode& node, const YamlPlace& place, double least, double most,
+                        double* out);
+// GiB, at least a quarter of one, as bytes.
+absl::Status ReadGib(const YamlNode& node, const YamlPlace& place, double most, uint64_t* out);
 // One of several words, given by its index.
 absl::Status ReadWord(const YamlNode& node, const YamlPlace& place,
                       const std::vector<std::string>& words, size_t* out);

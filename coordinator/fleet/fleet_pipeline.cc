@@ -334,11 +334,12 @@ class FleetPipeline::Impl {
   }
 
   // Which transport joins two workers; measured once per pair.
-  absl::StatusOr<std::string> Choose(FleetWorker* a, FleetWorker* b) {
+  absl::StatusOr<std::string> Choose(FleetWorker* a, FleetWorker* b, LinkUse use) {
     const auto key = std::pair(a->name(), b->name());
     if (const auto it = choices_.find(key); it != choices_.end()) return it->second;
-    ASSIGN_OR_RETURN(const std::vector<std::string> candidates,
-                     CandidateTransports(a->peer(), a->name(), b->peer(), b->name(), plan_.links));
+    ASSIGN_OR_RETURN(
+        const std::vector<std::string> candidates,
+        CandidateTransports(a->peer(), a->name(), b->peer(), b->name(), plan_.links, use));
     std::string chosen = candidates.front();
     std::string times;
     if (candidates.size() > 1) {
@@ -379,15 +380,17 @@ class FleetPipeline::Impl {
     for (size_t i = 0; i < stages.size(); ++i) {
       FleetWorker* next = stages[(i + 1) % stages.size()];
       if (next == stages[i]) continue;
-      ASSIGN_OR_RETURN(names[std::pair(stages[i], next)], Choose(stages[i], next));
+      ASSIGN_OR_RETURN(
+          names[std::pair(stages[i], next)],
+          Choose(stages[i], next, next == stages.front() ? LinkUse::kHost : LinkUse::kActivations));
     }
     for (FleetWorker* w : all) {
       if (w->stage()) continue;
       for (FleetWorker* stage : stages) {
         if (!ServesStage(w->plan(), stage->plan())) continue;
-        ASSIGN_OR_RETURN(
-            const std::vector<std::string> candidates,
-            CandidateTransports(stage->peer(), stage->name(), w->peer(), w->name(), plan_.links));
+        ASSIGN_OR_RETURN(const std::vector<std::string> candidates,
+                         CandidateTransports(stage->peer(), stage->name(), w->peer(), w->name(),
+                                             plan_.links, LinkUse::kHost));
         const std::string chosen = candidates.front() == "shm" ? "mailbox" : candidates.front();
         spdlog::info("{}: experts {} - {}: {}", plan_.name, stage->name(), w->name(), chosen);
         names[std::pair(stage, w)] = chosen;

@@ -25,20 +25,25 @@ double TimeOf(const v1::HopMeasured& measured, const std::string& transport, uin
 
 }  // namespace
 
-absl::StatusOr<std::vector<std::string>> CandidateTransports(const v1::PeerInfo& a,
-                                                             const std::string& a_name,
-                                                             const v1::PeerInfo& b,
-                                                             const std::string& b_name,
-                                                             const std::vector<LinkPin>& pins) {
+absl::StatusOr<std::vector<std::string>> CandidateTransports(
+    const v1::PeerInfo& a, const std::string& a_name, const v1::PeerInfo& b,
+    const std::string& b_name, const std::vector<LinkPin>& pins, LinkUse use) {
   std::vector<std::string> candidates;
   const bool same_host = !a.host_id().empty() && a.host_id() == b.host_id();
   const auto reachable = [](const v1::PeerInfo& p) {
     return !p.data_address().empty() && !p.data_address().starts_with("unix:");
   };
+  const bool joined = same_host || (reachable(a) && reachable(b));
+  if (use == LinkUse::kActivations && joined && !a.nccl().empty() && a.nccl() == b.nccl() &&
+      a.gpu() != b.gpu()) {
+    candidates.emplace_back("nccl");
+  }
   if (same_host) candidates.emplace_back("shm");
-  if (same_host || (reachable(a) && reachable(b))) candidates.emplace_back("grpc");
+  if (joined) candidates.emplace_back("grpc");
   for (const LinkPin& pin : pins) {
     if (!Matches(pin, a_name, b_name)) continue;
+    // What lies in host memory goes by one of the others.
+    if (pin.transport == "nccl" && use == LinkUse::kHost) continue;
     if (std::find(candidates.begin(), candidates.end(), pin.transport) == candidates.end()) {
       return absl::InvalidArgumentError(
           absl::StrFormat("link between %s and %s is pinned to '%s', which cannot join them",

@@ -2,6 +2,7 @@
 
 // Which transport joins two workers.
 
+#include <cstdint>
 #include <string>
 #include <vector>
 
@@ -15,14 +16,17 @@ class HopMeasured;
 class PeerInfo;
 }  // namespace v1
 
+enum class LinkUse : uint8_t {
+  kActivations,  // from stage to stage, where a GPU's memory may be read directly
+  kHost,         // sampled tokens, experts: from host memory to host memory
+};
+
 // Those that can join the two, in the order of preference; one if a pin applies. The first matching
 // pin counts. Errors: INVALID_ARGUMENT if a pin names a transport that cannot join them,
 // FAILED_PRECONDITION if none can.
-absl::StatusOr<std::vector<std::string>> CandidateTransports(const v1::PeerInfo& a,
-                                                             const std::string& a_name,
-                                                             const v1::PeerInfo& b,
-                                                             const std::string& b_name,
-                                                             const std::vector<LinkPin>& pins);
+absl::StatusOr<std::vector<std::string>> CandidateTransports(
+    const v1::PeerInfo& a, const std::string& a_name, const v1::PeerInfo& b,
+    const std::string& b_name, const std::vector<LinkPin>& pins, LinkUse use);
 
 // The fastest for `decode_bytes`; those within 5 % of it are told apart by their time for the
 // largest size measured, then by their order in `candidates`.

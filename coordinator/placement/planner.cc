@@ -59,7 +59,7 @@ class Planner {
       }
       std::set<std::string> gpus;
       for (const WorkerWish& w : wish.workers) {
-        if (!w.device.is_cpu() && !gpus.insert(w.device.text()).second) {
+        if (!w.device.is_cpu() && w.memory == 0 && !gpus.insert(w.device.text()).second) {
           return absl::InvalidArgumentError(
               absl::StrCat(wish.name, ": ", w.device.text(), " is listed twice"));
         }
@@ -430,6 +430,15 @@ class Planner {
       const uint64_t bytes = page_bytes[use.device.text()];
       const uint64_t capacity = TotalOf(use.device).capacity, taken = *TakenOf(use.device);
       if (bytes > 0) more = std::min(more, capacity > taken ? (capacity - taken) / bytes : 0);
+    }
+    // A worker that shares its GPU keeps to its part of it.
+    for (size_t i = 0; i < solution->stages.size(); ++i) {
+      const StageCandidate& s = p.stages[S(solution->stages[i].candidate)];
+      for (size_t u = 0; u < before.size(); ++u) {
+        if (before[u].worker != StageName(*p.wish, i) || before[u].device != s.name) continue;
+        const uint64_t has = before[u].bill.total(), bytes = after[u].bill.total() - has;
+        if (bytes > 0) more = std::min(more, s.capacity > has ? (s.capacity - has) / bytes : 0);
+      }
     }
     for (const DeviceUse& use : before) *TakenOf(use.device) -= use.bill.total();
     p.shape.num_pages += static_cast<int>(more);

@@ -335,7 +335,14 @@ class Builder {
     for (size_t g = 0; g < gpus.size(); ++g) {
       if (w.device.device == absl::StrCat("cuda:", gpus[g].index)) {
         AddGpu(h, g);
-        p_.stages.back().required = true;
+        StageCandidate& s = p_.stages.back();
+        s.required = true;
+        // Workers of one GPU share what is left of it in the order in which they are listed.
+        for (const StageCandidate& other : p_.stages) {
+          if (&other == &s || other.name != s.name) continue;
+          s.capacity -= std::min(s.capacity, other.capacity);
+        }
+        if (w.memory > 0) s.capacity = std::min(s.capacity, w.memory);
         return Pins(w);
       }
     }

@@ -33,6 +33,7 @@ struct WorkerWish {
   std::optional<LayerRange> resident_experts;  // of a stage; may be empty: none
   std::vector<LayerRange> experts;             // of an experts worker
   int threads = 0;                             // 0: one per core
+  uint64_t memory = 0;                         // bytes of a GPU that it may take, 0: what there is
 };
 
 struct DeploymentWish {

@@ -20,6 +20,7 @@ absl::StatusOr<WorkerWish> WishOf(const Topology& topology, const WorkerEntry& e
   wish.device.device = entry.device;
   wish.role = entry.role == WorkerRole::kExperts ? WishedRole::kExperts : WishedRole::kStage;
   wish.threads = entry.threads;
+  wish.memory = entry.memory_bytes;
   if (entry.role == WorkerRole::kExperts) {
     if (entry.layers) wish.experts.push_back(*entry.layers);
   } else {

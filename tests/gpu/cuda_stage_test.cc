@@ -104,9 +104,9 @@ class GpuRunner {
       spec.num_slots = options.num_slots;
       spec.num_snapshots = 1;
       if (options.experts == nullptr) spec.resident_last = model.config.num_layers;
-      stages_.push_back(
-          OrDie(CudaStage::Create(model.config, *model.tensors, *model.weights, spec,
-                                  {.device = 0, .experts = options.experts, .progress = {}})));
+      stages_.push_back(OrDie(CudaStage::Create(
+          model.config, *model.tensors, *model.weights, spec,
+          {.device = 0, .experts = options.experts, .streamed = {}, .progress = {}})));
     }
     bundles_.resize(stages_.size());
   }

@@ -4,5 +4,6 @@
 #include "worker/server/server.h"
 
 int main(int argc, char** argv) {
-  return packtrain::RunWorker(argc, argv, packtrain::LoadFakeModel);
+  return packtrain::RunWorker(argc, argv, packtrain::LoadFakeModel,
+                              [](const std::string&) { return packtrain::DeviceLinks{}; });
 }

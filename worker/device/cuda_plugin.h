@@ -4,6 +4,7 @@
 // absent on machines without one.
 
 #include <memory>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -12,6 +13,7 @@
 #include "common/model/tensors.h"
 #include "common/model/weight_source.h"
 #include "worker/engine/stage.h"
+#include "worker/transport/transport.h"
 
 namespace packtrain {
 
@@ -40,6 +42,14 @@ struct CudaPlugin {
                                                          const WeightSource& source,
                                                          const StageSpec& spec,
                                                          const CudaStageOptions& options);
+  // The device's place on the bus, which tells it apart on its host; empty if there is no such.
+  std::string (*bus_id)(int device);
+  // Of the NCCL that this machine has, "2.28.9"; empty if it has none or this library was built
+  // without it.
+  std::string (*nccl_version)();
+  // See worker/transport/nccl. Null if built without NCCL.
+  std::unique_ptr<Transport> (*make_nccl_transport)(int device, const PeerInfo& self,
+                                                    std::vector<Transport*> carriers);
 };
 
 // Loads libpacktrain_cuda.so from the executable's folder or ../lib beside it; once, it stays

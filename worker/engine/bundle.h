@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -35,6 +36,8 @@ struct BundleTensor {
   uint32_t rows = 0;
   uint32_t cols = 0;
   std::vector<std::byte> data;  // rows * cols elements, row-major
+  // Not null: they lie here instead, in the memory of this worker's GPU; borrowed.
+  std::byte* device = nullptr;
 
   size_t bytes() const { return size_t{rows} * cols * ElementBytes(type); }
   float* f32() { return reinterpret_cast<float*>(data.data()); }
@@ -48,6 +51,9 @@ struct Bundle {
   uint64_t step_id = 0;
   absl::Status error;  // not OK: the sender's step failed; there are no tensors
   std::vector<BundleTensor> tensors;
+  // Of this worker's GPU, lent by the link that will send the bundle, for tensors that a stage has
+  // there anyway. Empty: all tensors lie in `data`.
+  std::span<std::byte> device_memory;
 
   const BundleTensor* Find(std::string_view name) const {
     for (const BundleTensor& t : tensors) {
@@ -58,13 +64,28 @@ struct Bundle {
   // Resizes tensor number `index`, keeping its memory.
   BundleTensor* Shape(size_t index, std::string_view name, ElementType type, uint32_t rows,
                       uint32_t cols) {
+    BundleTensor* t = Describe(index, name, type, rows, cols);
+    t->device = nullptr;
+    t->data.resize(t->bytes());
+    return t;
+  }
+  // The same for one that lies at `device`.
+  void ShapeOnDevice(size_t index, std::string_view name, ElementType type, uint32_t rows,
+                     uint32_t cols, std::byte* device) {
+    BundleTensor* t = Describe(index, name, type, rows, cols);
+    t->device = device;
+    t->data.clear();
+  }
+
+ private:
+  BundleTensor* Describe(size_t index, std::string_view name, ElementType type, uint32_t rows,
+                         uint32_t cols) {
     if (tensors.size() <= index) tensors.resize(index + 1);
     BundleTensor* t = &tensors[index];
     t->name = name;
     t->type = type;
     t->rows = rows;
     t->cols = cols;
-    t->data.resize(t->bytes());
     return t;
   }
 };

@@ -4,14 +4,12 @@
 
 namespace packtrain {
 
-// One that is filled, one on its way, one waiting: more would only hide a slow peer.
-constexpr int kBundles = 3;
-
 BundleSender::BundleSender(std::unique_ptr<SendLink> link, std::chrono::milliseconds timeout,
                            std::function<void(const absl::Status&)> on_error)
     : link_(std::move(link)), timeout_(timeout), on_error_(std::move(on_error)) {
-  for (int i = 0; i < kBundles; ++i) {
+  for (int i = 0; i < kBundlesInFlight; ++i) {
     bundles_.push_back(std::make_unique<Bundle>());
+    link_->Lend(bundles_.back().get());
     free_.push_back(bundles_.back().get());
   }
   thread_ = std::thread([this] { Run(); });

@@ -87,7 +87,7 @@ absl::Status CheckBundleTensor(const Bundle& bundle, std::string_view name, Elem
     return absl::InvalidArgumentError(absl::StrFormat("the bundle has no tensor %s", name));
   }
   if (tensor->type != type || tensor->rows != rows || tensor->cols != cols ||
-      tensor->data.size() != tensor->bytes()) {
+      (tensor->device == nullptr && tensor->data.size() != tensor->bytes())) {
     return absl::InvalidArgumentError(
         absl::StrFormat("bundle tensor %s is %dx%d in %d bytes, wanted %dx%d", name, tensor->rows,
                         tensor->cols, tensor->data.size(), rows, cols));

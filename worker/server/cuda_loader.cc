@@ -88,4 +88,20 @@ absl::StatusOr<LoadedModel> LoadCudaModel(const LoadRequest& request, ExpertsCli
   return loaded;
 }
 
+DeviceLinks CudaLinks(const std::string& device) {
+  const absl::StatusOr<int> ordinal = CudaOrdinal(device);
+  if (!ordinal.ok()) return {};
+  const absl::StatusOr<const CudaPlugin*> plugin = LoadCudaPlugin();
+  if (!plugin.ok()) return {};
+  DeviceLinks links;
+  links.nccl = (*plugin)->nccl_version();
+  links.bus_id = (*plugin)->bus_id(*ordinal);
+  if (links.nccl.empty() || links.bus_id.empty()) return {};
+  links.make_nccl = [plugin = *plugin, ordinal = *ordinal](const PeerInfo& self,
+                                                           std::vector<Transport*> carriers) {
+    return plugin->make_nccl_transport(ordinal, self, std::move(carriers));
+  };
+  return links;
+}
+
 }  // namespace packtrain

@@ -1,7 +1,10 @@
 #pragma once
 
-// Loads stages for the devices "cuda:N".
+// Stages for the devices "cuda:N", and their links.
 
+#include <string>
+
+#include "worker/server/device_links.h"
 #include "worker/server/model_loader.h"
 
 namespace packtrain {
@@ -12,5 +15,8 @@ namespace packtrain {
 // and ReadModelConfig say.
 absl::StatusOr<LoadedModel> LoadCudaModel(const LoadRequest& request, ExpertsClient* experts,
                                           const LoadProgress& progress);
+
+// Empty where the CUDA library or the device is missing, which loading reports; and for "cpu".
+DeviceLinks CudaLinks(const std::string& device);
 
 }  // namespace packtrain

@@ -27,8 +27,14 @@ absl::StatusOr<std::vector<double>> MeasureHop(Transport* transport, const PeerI
   std::vector<double> times;
   Bundle bundle, echo;
   bundle.epoch = self.epoch;
+  send->Lend(&bundle);
   for (const uint64_t bytes : payload_bytes) {
-    bundle.Shape(0, "payload", ElementType::kU8, 1, static_cast<uint32_t>(bytes));
+    const auto cols = static_cast<uint32_t>(bytes);
+    if (bundle.device_memory.empty()) {
+      bundle.Shape(0, "payload", ElementType::kU8, 1, cols);
+    } else {
+      bundle.ShapeOnDevice(0, "payload", ElementType::kU8, 1, cols, bundle.device_memory.data());
+    }
     std::vector<double> trips;
     for (int i = 0; i < Trips(bytes); ++i) {
       const Clock::time_point begin = Clock::now();

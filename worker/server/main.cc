@@ -18,5 +18,5 @@ absl::StatusOr<packtrain::LoadedModel> LoadModel(const packtrain::LoadRequest& r
 
 int main(int argc, char** argv) {
   if (argc > 1 && std::string_view(argv[1]) == "--probe") return packtrain::RunProbe(argc, argv);
-  return packtrain::RunWorker(argc, argv, LoadModel);
+  return packtrain::RunWorker(argc, argv, LoadModel, packtrain::CudaLinks);
 }

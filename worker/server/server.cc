@@ -120,7 +120,7 @@ std::string BoundAddress(const std::string& address, int port) {
   return absl::StrCat(address.substr(0, address.rfind(':')), ":", port);
 }
 
-int Serve(const Flags& flags, ModelLoader loader) {
+int Serve(const Flags& flags, ModelLoader loader, DeviceLinks links) {
   sigset_t signals;
   sigemptyset(&signals);
   sigaddset(&signals, SIGTERM);
@@ -145,9 +145,10 @@ int Serve(const Flags& flags, ModelLoader loader) {
     spdlog::error("cannot listen on '{}'", flags.listen);
     return 1;
   }
-  control.set_options({flags.device, flags.data_listen.empty()
-                                         ? BoundAddress(flags.listen, port)
-                                         : BoundAddress(flags.data_listen, data_port)});
+  control.set_options({flags.device,
+                       flags.data_listen.empty() ? BoundAddress(flags.listen, port)
+                                                 : BoundAddress(flags.data_listen, data_port),
+                       std::move(links)});
   spdlog::debug("listening on {}", BoundAddress(flags.listen, port));
   int signal = 0;
   sigwait(&signals, &signal);
@@ -159,7 +160,8 @@ int Serve(const Flags& flags, ModelLoader loader) {
 
 }  // namespace
 
-int RunWorker(int argc, char** argv, ModelLoader loader) {
+int RunWorker(int argc, char** argv, ModelLoader loader,
+              const std::function<DeviceLinks(const std::string& device)>& links) {
   spdlog::set_default_logger(spdlog::stderr_logger_mt("worker"));
   spdlog::set_pattern("[%Y-%m-%d %H:%M:%S.%e] [%l] %v");
   Flags flags;
@@ -191,7 +193,7 @@ int RunWorker(int argc, char** argv, ModelLoader loader) {
       return kUsageError;
     }
   }
-  return Serve(flags, std::move(loader));
+  return Serve(flags, std::move(loader), links(flags.device));
 }
 
 }  // namespace packtrain

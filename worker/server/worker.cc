@@ -5,12 +5,14 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstdlib>
 #include <exception>
 #include <fstream>
 #include <map>
 #include <thread>
 #include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "common/base/host_limits.h"
 #include "common/base/status_macros.h"
@@ -145,6 +147,13 @@ class Worker::Impl {
     }
     if (join.worker_id().empty()) return absl::InvalidArgumentError("worker_id is empty");
     self_ = {join.worker_id(), join.epoch(), HostId(), options_.device, options_.data_address};
+    if (!options_.device_links.nccl.empty()) {
+      // NCCL takes processes of different NCCL_HOSTID for different hosts.
+      const char* nccl_host = std::getenv("NCCL_HOSTID");
+      self_.nccl = options_.device_links.nccl;
+      self_.gpu = absl::StrCat(nccl_host == nullptr ? self_.host_id : std::string(nccl_host), "/",
+                               options_.device_links.bus_id);
+    }
     v1::WorkerMessage message;
     *message.mutable_joined()->mutable_peer() = ToProto(self_);
     v1::DeviceFacts* device = message.mutable_joined()->mutable_device();
@@ -164,6 +173,10 @@ class Worker::Impl {
     // under a quota they would use up what the others need.
     spin_ = std::chrono::microseconds(ReadCpuLimit("") > 0 ? request.spin_us : kYieldUs);
     transports_["shm"] = MakeShmTransport(spin_);
+    if (!self_.nccl.empty()) {
+      transports_["nccl"] = options_.device_links.make_nccl(
+          self_, {transports_["shm"].get(), transports_["grpc"].get()});
+    }
     const LoadProgress progress = [this](uint64_t done, uint64_t total) {
       v1::WorkerMessage message;
       message.mutable_load_progress()->set_bytes_done(done);
@@ -201,14 +214,19 @@ class Worker::Impl {
     }
     for (const std::string& name : measure.transports()) {
       ASSIGN_OR_RETURN(Transport * transport, Find(name));
-      ASSIGN_OR_RETURN(
-          const std::vector<double> times,
-          MeasureHop(transport, self_, PeerFromProto(measure.peer()), measure.initiator(), sizes));
+      const absl::StatusOr<std::vector<double>> times =
+          MeasureHop(transport, self_, PeerFromProto(measure.peer()), measure.initiator(), sizes);
+      // A transport that does not work here is not chosen; the two ends go on to the next alike.
+      if (!times.ok()) {
+        spdlog::warn("{}: measuring {} to {}: {}", self_.worker_id, name,
+                     measure.peer().worker_id(), std::string(times.status().message()));
+        continue;
+      }
       for (size_t i = 0; i < sizes.size(); ++i) {
         v1::HopMeasured::Time* time = measured->add_times();
         time->set_transport(name);
         time->set_payload_bytes(sizes[i]);
-        time->set_one_way_us(times[i]);
+        time->set_one_way_us((*times)[i]);
       }
     }
     return message;

@@ -8,6 +8,7 @@
 #include <string>
 
 #include "absl/status/status.h"
+#include "worker/server/device_links.h"
 #include "worker/server/model_loader.h"
 #include "worker/transport/transport.h"
 
@@ -23,6 +24,7 @@ class WorkerMessage;
 struct WorkerOptions {
   std::string device;        // "cpu"
   std::string data_address;  // what peers dial
+  DeviceLinks device_links{};
 };
 
 class Worker {

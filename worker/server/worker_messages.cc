@@ -58,11 +58,14 @@ v1::PeerInfo ToProto(const PeerInfo& in) {
   out.set_host_id(in.host_id);
   out.set_device(in.device);
   out.set_data_address(in.data_address);
+  out.set_nccl(in.nccl);
+  out.set_gpu(in.gpu);
   return out;
 }
 
 PeerInfo PeerFromProto(const v1::PeerInfo& in) {
-  return {in.worker_id(), in.epoch(), in.host_id(), in.device(), in.data_address()};
+  return {in.worker_id(),    in.epoch(), in.host_id(), in.device(),
+          in.data_address(), in.nccl(),  in.gpu()};
 }
 
 std::vector<std::pair<int, int>> Ranges(

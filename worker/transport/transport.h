@@ -24,12 +24,18 @@ struct PeerInfo {
   std::string host_id;       // equal on one kernel instance (boot id + shm namespace)
   std::string device;        // "cpu", "cuda:0"
   std::string data_address;  // where this worker's data channel listens ("unix:...", "host:port")
+  std::string nccl{};        // version of NCCL that this worker can load; empty: none
+  std::string gpu{};         // what NCCL tells GPUs apart by: two that are equal cannot be joined
 };
 
 struct LinkStats {
   uint64_t bundles = 0;
   uint64_t bytes = 0;
 };
+
+// Bundles that an engine keeps for a link: one that is filled, one on its way, one waiting. More
+// would only hide a slow peer.
+inline constexpr int kBundlesInFlight = 3;
 
 // The sending end. One thread at a time.
 class SendLink {
@@ -40,6 +46,9 @@ class SendLink {
   virtual absl::Status Send(const Bundle& bundle,
                             std::chrono::steady_clock::time_point deadline) = 0;
   virtual void Close() = 0;  // any thread, any number of times; wakes a blocked Send
+  // Once for each of at most kBundlesInFlight bundles that will be sent again and again, before
+  // they are filled: a link that sends from a GPU's memory lends them some.
+  virtual void Lend(Bundle* /*bundle*/) {}
   virtual LinkStats stats() const = 0;
 };
 

@@ -403,9 +403,9 @@ void CudaStage::PrepareState(const Ubatch& ubatch) {
 absl::Status CudaStage::ReadBundle(const Ubatch& ubatch, const Bundle& in) {
   const BundleTensor& tensor = *in.Find(kHidden);
   std::byte* pinned = staging_->data() + staging_->bytes() - tensor.data.size();
-  std::memcpy(pinned, tensor.data.data(), tensor.data.size());
-  LAUNCH(&run_,
-         cudaMemcpyAsync(hidden_, pinned, tensor.data.size(), cudaMemcpyHostToDevice, run_.stream));
+  if (tensor.device == nullptr) std::memcpy(pinned, tensor.data.data(), tensor.data.size());
+  LAUNCH(&run_, cudaMemcpyAsync(hidden_, tensor.device == nullptr ? pinned : tensor.device,
+                                tensor.bytes(), cudaMemcpyDefault, run_.stream));
   if (!SelectionCrosses(spec_.first_layer) || !run_.sparse()) return absl::OkStatus();
   // From outside: only visible positions may be looked at.
   const BundleTensor& chosen = *in.Find(kSelection);
@@ -544,23 +544,29 @@ absl::Status CudaStage::RunHead(const Ubatch& ubatch) {
 absl::Status CudaStage::WriteBundle(const Ubatch& ubatch, Bundle* out) {
   out->step_id = ubatch.step_id;
   const auto rows = static_cast<uint32_t>(run_.rows);
-  BundleTensor* hidden =
-      out->Shape(0, kHidden, ElementType::kF32, rows, static_cast<uint32_t>(config_.hidden_dim));
+  const auto cols = static_cast<uint32_t>(config_.hidden_dim);
+  const size_t hidden_bytes = Product(run_.rows, config_.hidden_dim) * sizeof(float);
+  const bool on_device = out->device_memory.size() >= hidden_bytes;
   std::byte* pinned = staging_->data();
-  LAUNCH(&run_, cudaMemcpyAsync(pinned, hidden_, hidden->data.size(), cudaMemcpyDeviceToHost,
-                                run_.stream));
+  LAUNCH(&run_, cudaMemcpyAsync(on_device ? out->device_memory.data() : pinned, hidden_,
+                                hidden_bytes, cudaMemcpyDefault, run_.stream));
   const bool crosses = SelectionCrosses(spec_.last_layer);
   const size_t chosen_bytes = Product(run_.rows, config_.indexer.top_k) * sizeof(int32_t);
   const bool sparse = crosses && run_.sparse();
-  std::byte* chosen_pinned = pinned + (hidden->data.size() + 63) / 64 * 64;
+  std::byte* chosen_pinned = pinned + (hidden_bytes + 63) / 64 * 64;
   if (sparse) {
     LAUNCH(&run_, cudaMemcpyAsync(chosen_pinned, run_.selection, chosen_bytes,
                                   cudaMemcpyDeviceToHost, run_.stream));
   }
   LAUNCH(&run_, cudaStreamSynchronize(run_.stream));
   RETURN_IF_ERROR(run_.status);
-  std::memcpy(hidden->data.data(), pinned, hidden->data.size());
   out->tensors.resize(crosses ? 2 : 1);
+  if (on_device) {
+    out->ShapeOnDevice(0, kHidden, ElementType::kF32, rows, cols, out->device_memory.data());
+  } else {
+    std::memcpy(out->Shape(0, kHidden, ElementType::kF32, rows, cols)->data.data(), pinned,
+                hidden_bytes);
+  }
   if (!crosses) return absl::OkStatus();
   BundleTensor* chosen = out->Shape(1, kSelection, ElementType::kI32, rows,
                                     static_cast<uint32_t>(config_.indexer.top_k));

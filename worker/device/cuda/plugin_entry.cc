@@ -1,6 +1,12 @@
 // What the worker finds when it loads this library.
 
+#include <cuda_runtime_api.h>
+
 #include "worker/device/cuda/cuda_stage.h"
+#ifdef PACKTRAIN_NCCL
+#include "worker/transport/nccl/nccl_library.h"
+#include "worker/transport/nccl/nccl_transport.h"
+#endif
 
 namespace packtrain {
 namespace {
@@ -15,11 +21,33 @@ absl::StatusOr<std::unique_ptr<Stage>> CreateStage(const ModelConfig& config,
   return std::move(stage).value();
 }
 
+std::string BusId(int device) {
+  char text[32] = {};
+  return cudaDeviceGetPCIBusId(text, sizeof text, device) == cudaSuccess ? text : "";
+}
+
+std::string NcclVersion() {
+#ifdef PACKTRAIN_NCCL
+  const auto nccl = LoadNccl();
+  if (nccl.ok()) return (*nccl)->version;
+#endif
+  return "";
+}
+
 }  // namespace
 }  // namespace packtrain
 
 extern "C" __attribute__((visibility("default"))) const packtrain::CudaPlugin*
 packtrain_cuda_plugin() {
-  static const packtrain::CudaPlugin plugin = {.create_stage = &packtrain::CreateStage};
+  static const packtrain::CudaPlugin plugin = {
+      .create_stage = &packtrain::CreateStage,
+      .bus_id = &packtrain::BusId,
+      .nccl_version = &packtrain::NcclVersion,
+#ifdef PACKTRAIN_NCCL
+      .make_nccl_transport = &packtrain::MakeNcclTransport,
+#else
+      .make_nccl_transport = nullptr,
+#endif
+  };
   return &plugin;
 }

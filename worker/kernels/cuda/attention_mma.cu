@@ -176,6 +176,7 @@ __global__ void __launch_bounds__(kThreads)
       float keep = next == -INFINITY ? 1.0f : expf(before - next);
       float total = WarpSum(__half2float(p));
       probs[r * S::kProbPitch + lane] = p;
+      __syncwarp();  // all lanes have read highest[r]
       if (lane == 0) highest[r] = next, keeps[r] = keep, sums[r] = fmaf(sums[r], keep, total);
     }
     __syncthreads();

@@ -126,6 +126,8 @@ INSTANTIATE_TEST_SUITE_P(
                 "t.yaml:15:", "is \"19-10\"; allowed: FIRST-LAST"},
         Mistake{"resident elsewhere", "resident_experts: 2-4", "resident_experts: 2-12",
                 "t.yaml:14:", "resident_experts 2-12 lie outside the worker's layers 0-9"},
+        Mistake{"memory of a cpu", "[{device: box1/cpu}]", "[{device: box1/cpu, memory_gib: 2}]",
+                "t.yaml:20:", "memory_gib is for workers on a GPU"},
         Mistake{"two owners", "workers: [{device: box1/cpu}]",
                 "workers: [{device: \"box1/cuda:0\"}]",
                 "t.yaml:20:", "device box1/cuda:0 belongs to the worker on line 14 already"},

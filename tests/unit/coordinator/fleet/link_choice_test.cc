@@ -20,8 +20,9 @@ v1::PeerInfo Peer(const std::string& host, const std::string& address) {
 }
 
 std::vector<std::string> Candidates(const v1::PeerInfo& a, const v1::PeerInfo& b,
-                                    const std::vector<LinkPin>& pins = {}) {
-  const auto candidates = CandidateTransports(a, "a", b, "b", pins);
+                                    const std::vector<LinkPin>& pins = {},
+                                    LinkUse use = LinkUse::kActivations) {
+  const auto candidates = CandidateTransports(a, "a", b, "b", pins, use);
   EXPECT_TRUE(candidates.ok()) << candidates.status();
   return candidates.value_or(std::vector<std::string>{});
 }
@@ -37,8 +38,9 @@ TEST(CandidateTransportsTest, UnknownHostsAreNeverTakenForOne) {
 }
 
 TEST(CandidateTransportsTest, TwoHostsNeedAddressesThatTheOtherCanReach) {
-  const auto status =
-      CandidateTransports(Peer("h1", "unix:/a"), "a", Peer("h2", "10.0.0.2:5"), "b", {}).status();
+  const auto status = CandidateTransports(Peer("h1", "unix:/a"), "a", Peer("h2", "10.0.0.2:5"), "b",
+                                          {}, LinkUse::kActivations)
+                          .status();
   EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition) << status;
 }
 
@@ -50,9 +52,34 @@ TEST(CandidateTransportsTest, TheFirstMatchingPinDecidesInEitherDirection) {
 
 TEST(CandidateTransportsTest, APinThatCannotJoinThemIsRefused) {
   const auto status = CandidateTransports(Peer("h1", "10.0.0.1:5"), "a", Peer("h2", "10.0.0.2:5"),
-                                          "b", {{"*", "*", "shm"}})
+                                          "b", {{"*", "*", "shm"}}, LinkUse::kActivations)
                           .status();
   EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << status;
+}
+
+v1::PeerInfo Gpu(v1::PeerInfo peer, const std::string& nccl, const std::string& gpu) {
+  peer.set_nccl(nccl);
+  peer.set_gpu(gpu);
+  return peer;
+}
+
+TEST(CandidateTransportsTest, NcclJoinsTwoGpusThatHaveTheSameVersion) {
+  const auto here = Peer("h1", "unix:/a"), there = Peer("h2", "10.0.0.2:5");
+  const auto a = Gpu(here, "2.28.9", "h1/1");
+  EXPECT_THAT(Candidates(a, Gpu(here, "2.28.9", "h1/2")), ElementsAre("nccl", "shm", "grpc"));
+  EXPECT_THAT(Candidates(a, Gpu(here, "2.28.9", "h1/1")), ElementsAre("shm", "grpc"));
+  EXPECT_THAT(Candidates(a, Gpu(here, "2.20.3", "h1/2")), ElementsAre("shm", "grpc"));
+  EXPECT_THAT(Candidates(a, here), ElementsAre("shm", "grpc"));
+  EXPECT_THAT(
+      Candidates(Gpu(Peer("h1", "10.0.0.1:5"), "2.28.9", "h1/1"), Gpu(there, "2.28.9", "h2/1")),
+      ElementsAre("nccl", "grpc"));
+}
+
+TEST(CandidateTransportsTest, WhatLiesInHostMemoryIsNotForNcclAlsoIfPinned) {
+  const auto here = Peer("h1", "unix:/a");
+  const auto a = Gpu(here, "2.28.9", "h1/1"), b = Gpu(here, "2.28.9", "h1/2");
+  EXPECT_THAT(Candidates(a, b, {{"a", "b", "nccl"}}), ElementsAre("nccl"));
+  EXPECT_THAT(Candidates(a, b, {{"a", "b", "nccl"}}, LinkUse::kHost), ElementsAre("shm", "grpc"));
 }
 
 void Add(v1::HopMeasured* measured, const std::string& transport, uint64_t bytes, double us) {

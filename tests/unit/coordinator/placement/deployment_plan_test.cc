@@ -69,6 +69,24 @@ TEST_F(DeploymentPlanTest, StagesShareTheLayersAndTheCores) {
   EXPECT_EQ(plan->workers[0].threads, 2);
 }
 
+TEST_F(DeploymentPlanTest, WorkersShareAGpuByTheMemoryThatEachHas) {
+  const auto plan = Plan(
+      "  - {device: cuda:0, memory_gib: 1}\n  - {device: cuda:0, memory_gib: 1}\n"
+      "  - {device: cuda:0, memory_gib: 1}\n",
+      "links: [{between: [localhost/cuda:0, localhost/cuda:0], transport: grpc}]\n");
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  ASSERT_EQ(plan->workers.size(), 3u);
+  for (const WorkerPlan& worker : plan->workers) EXPECT_EQ(worker.device, "cuda:0");
+  EXPECT_EQ(plan->workers[2].layers.last, 8);
+  EXPECT_EQ(plan->links.size(), 6u);
+}
+
+TEST_F(DeploymentPlanTest, AWorkerThatSharesAGpuKeepsToItsPart) {
+  const auto plan =
+      Plan("  - {device: cuda:0, memory_gib: 0.5}\n  - {device: cuda:0, memory_gib: 1}\n");
+  EXPECT_THAT(std::string(plan.status().message()), HasSubstr("on 2 stage devices"));
+}
+
 TEST_F(DeploymentPlanTest, AnExpertsWorkerTakesTheExpertsOfAllStages) {
   const auto plan =
       Plan("  - device: cpu\n  - device: cpu\n  - {device: cpu, role: experts, threads: 3}\n");
