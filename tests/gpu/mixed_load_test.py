@@ -88,7 +88,7 @@ class MixedLoadTest(unittest.TestCase):
             in_parallel([watch] + [lambda i=i: client(i) for i in range(CLIENTS)])
             server.wait_idle()
             print("  %8s %12s %12s" % ("second", "GPU MiB", "host MiB"))
-            for at, gpu, host in samples[::max(len(samples) // 16, 1)]:
+            for at, gpu, host in samples[::max(len(samples) // 12, 1)]:
                 print("  %8.0f %12d %12d" % (at, gpu >> 20, host >> 20))
             print("  %(finished)d requests finished, %(left)d left early, %(tokens)d chunks" % counts,
                   flush=True)
