@@ -71,7 +71,7 @@ class FailureTest(unittest.TestCase):
             self.assertEqual([len(ids) for ids in wanted], [TOKENS] * len(names))
             for victim_name, number in victims:
                 with self.subTest(victim_name, signal=number.name):
-                    victim = server.workers("glm")[victim_name]
+                    victim = server.worker_groups()[0][victim_name]  # of the largest deployment
                     begun = threading.Barrier(len(names) + 1, timeout=60)
                     watch = []
 

@@ -44,6 +44,8 @@ struct CudaPlugin {
                                                          const CudaStageOptions& options);
   // The device's place on the bus, which tells it apart on its host; empty if there is no such.
   std::string (*bus_id)(int device);
+  // See worker/device/cuda/copy_meter.h.
+  absl::StatusOr<double> (*measure_copies)(int device, size_t bytes);
   // Of the NCCL that this machine has, "2.28.9"; empty if it has none or this library was built
   // without it.
   std::string (*nccl_version)();

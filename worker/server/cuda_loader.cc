@@ -94,9 +94,13 @@ DeviceLinks CudaLinks(const std::string& device) {
   const absl::StatusOr<const CudaPlugin*> plugin = LoadCudaPlugin();
   if (!plugin.ok()) return {};
   DeviceLinks links;
-  links.nccl = (*plugin)->nccl_version();
   links.bus_id = (*plugin)->bus_id(*ordinal);
-  if (links.nccl.empty() || links.bus_id.empty()) return {};
+  if (links.bus_id.empty()) return {};
+  links.measure_copies = [plugin = *plugin, ordinal = *ordinal](size_t bytes) {
+    return plugin->measure_copies(ordinal, bytes);
+  };
+  links.nccl = (*plugin)->nccl_version();
+  if (links.nccl.empty()) return links;
   links.make_nccl = [plugin = *plugin, ordinal = *ordinal](const PeerInfo& self,
                                                            std::vector<Transport*> carriers) {
     return plugin->make_nccl_transport(ordinal, self, std::move(carriers));

@@ -212,6 +212,12 @@ class Worker::Impl {
     if (sizes.empty() || *std::max_element(sizes.begin(), sizes.end()) > kMaxPayload) {
       return absl::InvalidArgumentError("sizes to measure are missing or beyond 256 MiB");
     }
+    // The initiator's times count, for both ends' copies.
+    std::vector<double> copies(sizes.size());
+    for (size_t i = 0; i < sizes.size() && measure.initiator(); ++i) {
+      if (!options_.device_links.measure_copies) break;
+      ASSIGN_OR_RETURN(copies[i], options_.device_links.measure_copies(sizes[i]));
+    }
     for (const std::string& name : measure.transports()) {
       ASSIGN_OR_RETURN(Transport * transport, Find(name));
       const absl::StatusOr<std::vector<double>> times =
@@ -226,7 +232,7 @@ class Worker::Impl {
         v1::HopMeasured::Time* time = measured->add_times();
         time->set_transport(name);
         time->set_payload_bytes(sizes[i]);
-        time->set_one_way_us((*times)[i]);
+        time->set_one_way_us((*times)[i] + (name == "nccl" ? 0 : copies[i]));
       }
     }
     return message;

@@ -2,6 +2,7 @@
 
 #include <cuda_runtime_api.h>
 
+#include "worker/device/cuda/copy_meter.h"
 #include "worker/device/cuda/cuda_stage.h"
 #ifdef PACKTRAIN_NCCL
 #include "worker/transport/nccl/nccl_library.h"
@@ -42,6 +43,7 @@ packtrain_cuda_plugin() {
   static const packtrain::CudaPlugin plugin = {
       .create_stage = &packtrain::CreateStage,
       .bus_id = &packtrain::BusId,
+      .measure_copies = &packtrain::MeasureCopies,
       .nccl_version = &packtrain::NcclVersion,
 #ifdef PACKTRAIN_NCCL
       .make_nccl_transport = &packtrain::MakeNcclTransport,
