@@ -54,7 +54,7 @@ class FakeDeployment : public Deployment {
   const DeploymentInfo& info() const override { return info_; }
   DeploymentState state() const override { return state_; }
   std::string state_message() const override { return ""; }
-  DeploymentLoad load() const override { return {.slots = 8, .kv_pages = 512}; }
+  DeploymentLoad load() const override { return {.slots = 8, .kv_pages = 512, .decode_step = {}}; }
   const Tokenizer& tokenizer() const override { return *tokenizer_; }
   const ChatTemplate* chat_template() const override { return chat_template_; }
   absl::StatusOr<RequestId> Submit(GenerationRequest request,
