@@ -1,0 +1,285 @@
+// The picked experts of a layer as an experts worker computes them: random picks over several
+// layers whose weights exceed every cache, GB/s of the picked experts' weights by the wall clock,
+// and the share of what bounds each half (gate and up, down): the read bandwidth with the same
+// threads or the type's bound by instructions, whichever is less.
+//
+//   bench_experts [--mixes=iq2_m,...] [--threads=1,2] [--tokens=1,2,4] [--layers=8]
+//                 [--experts=256] [--shape=6144x2048] [--passes=9] [--isa=avx512] [--pin=1]
+//
+// --shape: hidden x expert dimension; top 8 of each token. Several tokens have picks of their own,
+// except in the lines marked "same". A pass is all layers once; figures are of the median pass.
+
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <cstring>
+#include <map>
+#include <numeric>
+#include <random>
+#include <set>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "tests/bench/cpu_bench.h"
+#include "worker/kernels/cpu/kernels.h"
+#include "worker/ops/experts.h"
+
+namespace packtrain {
+namespace {
+
+constexpr size_t kTopK = 8;
+
+struct Options {
+  std::vector<std::string> mixes = {"iq1_m", "iq2_xxs", "iq2_m", "iq3", "q2_k_xl", "q4"};
+  std::vector<std::string> threads = {"1"};
+  std::vector<std::string> tokens = {"1"};
+  size_t layers = 8, experts = 256, hidden = 6144, dim = 2048, passes = 9;
+  std::string isa;
+  bool pin = true;
+};
+
+bool ParseOptions(int argc, char** argv, Options* options) {
+  for (int i = 1; i < argc; ++i) {
+    const std::string argument = argv[i];
+    const size_t equals = std::min(argument.find('='), argument.size());
+    const std::string name = argument.substr(0, equals);
+    const std::string value = equals < argument.size() ? argument.substr(equals + 1) : "";
+    if (name == "--mixes") {
+      options->mixes = Split(value);
+    } else if (name == "--threads") {
+      options->threads = Split(value);
+    } else if (name == "--tokens") {
+      options->tokens = Split(value);
+    } else if (name == "--layers") {
+      options->layers = std::stoul(value);
+    } else if (name == "--experts") {
+      options->experts = std::stoul(value);
+    } else if (name == "--shape") {
+      options->hidden = std::stoul(value);
+      options->dim = std::stoul(value.substr(value.find('x') + 1));
+    } else if (name == "--passes") {
+      options->passes = std::stoul(value);
+    } else if (name == "--isa") {
+      options->isa = value;
+    } else if (name == "--pin") {
+      options->pin = value != "0";
+    } else {
+      std::fprintf(stderr, "unknown argument %s\n", argument.c_str());
+      return false;
+    }
+  }
+  return true;
+}
+
+// Types of (gate and up, down), as in the synthetic models of the tests.
+struct Mix {
+  const TypeTraits* inner;
+  const TypeTraits* down;
+};
+
+const Mix* MixByName(const std::string& name) {
+  static const std::map<std::string, Mix> mixes = {
+      {"iq1_m", {TypeByName("IQ1_M"), TypeByName("IQ2_XXS")}},
+      {"iq2_xxs", {TypeByName("IQ2_XXS"), TypeByName("IQ2_XXS")}},
+      {"iq2_m", {TypeByName("IQ2_XS"), TypeByName("IQ3_XXS")}},
+      {"iq3", {TypeByName("IQ3_XXS"), TypeByName("IQ3_S")}},
+      {"q2_k_xl", {TypeByName("Q2_K"), TypeByName("Q3_K")}},
+      {"q4", {TypeByName("Q4_K"), TypeByName("Q6_K")}},
+      {"q8", {TypeByName("Q8_0"), TypeByName("Q8_0")}},
+      {"mxfp4", {TypeByName("MXFP4"), TypeByName("MXFP4")}},
+  };
+  const auto found = mixes.find(name);
+  return found == mixes.end() ? nullptr : &found->second;
+}
+
+double Now() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+// A step's input: picks of `tokens` tokens, distinct within each token.
+struct Step {
+  std::vector<int32_t> ids;
+  size_t distinct = 0;
+};
+
+Step RandomPicks(size_t tokens, size_t experts, bool same, std::mt19937* random) {
+  Step step;
+  std::vector<int32_t> all(experts);
+  std::iota(all.begin(), all.end(), 0);
+  for (size_t t = 0; t < tokens; ++t) {
+    if (t == 0 || !same) std::shuffle(all.begin(), all.end(), *random);
+    step.ids.insert(step.ids.end(), all.begin(), all.begin() + kTopK);
+  }
+  step.distinct = std::set<int32_t>(step.ids.begin(), step.ids.end()).size();
+  return step;
+}
+
+class Bench {
+ public:
+  Bench(const Options& options, const CpuKernels& kernels) : options_(options), kernels_(kernels) {
+    std::mt19937 random(5);
+    std::normal_distribution<float> normal;
+    x_.resize(kMaxTokens * options_.hidden);
+    for (float& x : x_) x = normal(random);
+    y_.resize(x_.size());
+    pick_weights_.assign(kMaxTokens * kTopK, 0.125F);
+  }
+
+  void Run() {
+    size_t most = 0;
+    for (const std::string& name : options_.mixes)
+      most = std::max(most, LayerBytes(*MixByName(name)));
+    weights_ = Allocate(most * options_.layers);
+    std::printf("%s, %zu layers of %zu experts %zux%zu, %s\n", std::string(kernels_.name).c_str(),
+                options_.layers, options_.experts, options_.hidden, options_.dim,
+                options_.pin ? "threads on CPUs of their own" : "threads free");
+    std::printf("%-8s %3s %-5s %8s %6s %8s %6s %6s %6s %6s\n", "mix", "thr", "tok", "us/layer",
+                "GB/s", "bound us", "share", "read", "inner", "down");
+    for (const std::string& name : options_.mixes) {
+      const Mix& mix = *MixByName(name);
+      FillLayers(mix);
+      for (const std::string& threads : options_.threads) Measure(name, mix, std::stoi(threads));
+    }
+  }
+
+ private:
+  static constexpr size_t kMaxTokens = 8;
+
+  size_t inner_bytes(const Mix& mix) const {
+    return options_.experts * options_.dim * RowBytes(mix.inner->type, options_.hidden);
+  }
+  size_t down_bytes(const Mix& mix) const {
+    return options_.experts * options_.hidden * RowBytes(mix.down->type, options_.dim);
+  }
+  size_t LayerBytes(const Mix& mix) const { return 2 * inner_bytes(mix) + down_bytes(mix); }
+  uint8_t* data() { return static_cast<uint8_t*>(weights_.get()); }
+
+  void FillLayers(const Mix& mix) {
+    for (size_t layer = 0; layer < options_.layers; ++layer) {
+      uint8_t* at = data() + layer * LayerBytes(mix);
+      FillBlocks(*mix.inner, at, 2 * inner_bytes(mix));
+      FillBlocks(*mix.down, at + 2 * inner_bytes(mix), down_bytes(mix));
+    }
+  }
+
+  std::vector<ExpertWeights> Layers(const Mix& mix) {
+    std::vector<ExpertWeights> layers;
+    for (size_t layer = 0; layer < options_.layers; ++layer) {
+      const auto* at = reinterpret_cast<const std::byte*>(data() + layer * LayerBytes(mix));
+      const size_t rows = options_.experts * options_.dim;
+      ExpertWeights weights;
+      weights.gate = {mix.inner->type, rows, options_.hidden, at};
+      weights.up = {mix.inner->type, rows, options_.hidden, at + inner_bytes(mix)};
+      weights.down = {mix.down->type, options_.experts * options_.hidden, options_.dim,
+                      at + 2 * inner_bytes(mix)};
+      weights.expert_dim = weights.row_stride = options_.dim;
+      weights.num_experts = options_.experts;
+      layers.push_back(weights);
+    }
+    return layers;
+  }
+
+  // Seconds a layer, of the median pass, and the distinct experts that a step touched on average.
+  struct Timing {
+    double seconds, distinct;
+  };
+  Timing Time(LocalExperts* experts, size_t tokens, bool same) {
+    std::mt19937 random(7);
+    std::vector<double> seconds;
+    size_t distinct = 0;
+    for (size_t pass = 0; pass <= options_.passes; ++pass) {
+      std::vector<Step> steps;
+      for (size_t layer = 0; layer < options_.layers; ++layer) {
+        steps.push_back(RandomPicks(tokens, options_.experts, same, &random));
+      }
+      const double start = Now();
+      for (size_t layer = 0; layer < options_.layers; ++layer) {
+        const ExpertsRequest request = {.layer = static_cast<int>(layer),
+                                        .tokens = static_cast<int>(tokens),
+                                        .hidden_dim = static_cast<int>(options_.hidden),
+                                        .top_k = kTopK,
+                                        .x = x_.data(),
+                                        .ids = steps[layer].ids.data(),
+                                        .weights = pick_weights_.data()};
+        if (!experts->Compute(request, y_.data()).ok()) std::abort();
+      }
+      if (pass == 0) continue;
+      seconds.push_back((Now() - start) / static_cast<double>(options_.layers));
+      for (const Step& step : steps) distinct += step.distinct;
+    }
+    std::sort(seconds.begin(), seconds.end());
+    return {Median(seconds),
+            static_cast<double>(distinct) / static_cast<double>(options_.passes * options_.layers)};
+  }
+
+  // Bytes/s of a half when nothing but memory and instructions counts.
+  double Bound(const TypeTraits& traits, const uint8_t* w, size_t n, size_t tokens, int threads) {
+    return CachedRate(*kernels_.weight(traits.type), w, RowBytes(traits.type, n), size_t{1} << 16,
+                      n, tokens, threads, 3);
+  }
+
+  void Measure(const std::string& name, const Mix& mix, int threads) {
+    const size_t sample = std::min<size_t>(size_t{2} << 30, options_.layers * LayerBytes(mix));
+    const double read = ReadBandwidth(data(), sample, threads, 5);
+    const double inner_rate = Bound(*mix.inner, data(), options_.hidden, 1, threads);
+    const double down_rate =
+        Bound(*mix.down, data() + 2 * inner_bytes(mix), options_.dim, 1, threads);
+    const double inner = 2.0 * static_cast<double>(inner_bytes(mix) / options_.experts);
+    const auto down = static_cast<double>(down_bytes(mix) / options_.experts);
+    // The pool binds its first thread, which must not be this one: it starts others later.
+    std::thread([&] {
+      ThreadPoolOptions pool_options{.num_threads = threads};
+      if (options_.pin) pool_options.cpus = CpuOrder();
+      ThreadPool pool(pool_options);
+      LocalExperts experts({.kernels = &kernels_, .pool = &pool}, 0, Layers(mix));
+      double one = 0;
+      for (const std::string& option : options_.tokens) {
+        const size_t tokens = std::stoul(option);
+        for (const bool same : {false, true}) {
+          if (tokens == 1 && same) continue;
+          const Timing timing = Time(&experts, tokens, same);
+          if (tokens == 1) one = timing.seconds;
+          const double bound =
+              inner / std::min(read, inner_rate) + down / std::min(read, down_rate);
+          std::printf("%-8s %3d %-5s %8.1f %6.1f %8.1f %5.0f%% %6.1f %6.1f %6.1f", name.c_str(),
+                      threads, (option + (same ? "same" : "")).c_str(), timing.seconds * 1e6,
+                      timing.distinct * (inner + down) / timing.seconds / 1e9,
+                      timing.distinct * bound * 1e6, 100 * timing.distinct * bound / timing.seconds,
+                      read / 1e9, inner_rate / 1e9, down_rate / 1e9);
+          if (tokens > 1 && one > 0) {
+            std::printf("   %.2f x one token's time, %.2f x its experts", timing.seconds / one,
+                        timing.distinct / kTopK);
+          }
+          std::printf("\n");
+          std::fflush(stdout);
+        }
+      }
+    }).join();
+  }
+
+  const Options options_;
+  const CpuKernels& kernels_;
+  Buffer weights_;
+  std::vector<float> x_, y_, pick_weights_;
+};
+
+}  // namespace
+}  // namespace packtrain
+
+int main(int argc, char** argv) {
+  packtrain::Options options;
+  if (!packtrain::ParseOptions(argc, argv, &options)) return 1;
+  for (const std::string& mix : options.mixes) {
+    if (packtrain::MixByName(mix) != nullptr) continue;
+    std::fprintf(stderr, "unknown mix %s\n", mix.c_str());
+    return 1;
+  }
+  const auto kernels = packtrain::SelectCpuKernels(options.isa);
+  if (!kernels.ok()) {
+    std::fprintf(stderr, "%s\n", kernels.status().ToString().c_str());
+    return 1;
+  }
+  packtrain::Bench(options, **kernels).Run();
+  return 0;
+}
