@@ -14,7 +14,8 @@ flags="-std=c++20 -O3 -fmad=false --expt-relaxed-constexpr -I. -arch=sm_$arch"
 objects=""
 for source in worker/kernels/cuda/*.cu common/quant/*.cc common/base/check.cc \
               tests/gpu/main.cc tests/gpu/random_blocks.cc tests/gpu/weights_test.cc \
-              tests/gpu/ops_test.cc tests/gpu/sequence_test.cc tests/gpu/bench.cc; do
+              tests/gpu/ops_test.cc tests/gpu/sequence_test.cc tests/gpu/decode_test.cc \
+              tests/gpu/bench.cc; do
   object="$out/$(echo "$source" | tr / _).o"
   echo "$source $object"
 done > "$out/sources"
