@@ -3,6 +3,7 @@
 // One step as the coordinator plans it and the workers run it: what changed since the step before,
 // nothing more. Plain values; proto/control.proto carries the same fields over the wire.
 
+#include <algorithm>
 #include <cstdint>
 #include <optional>
 #include <vector>
@@ -53,7 +54,8 @@ struct StepSequence {
   StepOutputKind output = StepOutputKind::kNone;
   // With kPromptLogprobs, in every chunk but the prompt's last: the token after `tokens`.
   TokenId next_token = -1;
-  int32_t top_logprobs = -1;  // -1: no log-probabilities; 0: of the token alone; else that many more
+  int32_t top_logprobs =
+      -1;  // -1: no log-probabilities; 0: of the token alone; else that many more
 
   int32_t num_tokens() const { return tokens.empty() ? 1 : static_cast<int32_t>(tokens.size()); }
 };
@@ -80,10 +82,21 @@ struct SequenceOutput {
   std::vector<std::vector<TokenLogprob>> prompt;
 };
 
+// Where the time of a decode step went, in microseconds.
+struct StepTimes {
+  float interval = 0;  // since the end of the step before it; 0: that one decoded other tokens
+  float experts = 0;   // the stages waited for experts elsewhere
+  float compute = 0;   // the stages were at work otherwise
+  float control = 0;   // the first stage waited for the step
+  // What is left: links, and stages that waited for the one in front.
+  float hops() const { return std::max(0.0F, interval - experts - compute - control); }
+};
+
 struct StepResult {
   uint64_t id = 0;
-  absl::Status status;  // not OK: the step had no effect that may be relied on
+  absl::Status status;                  // not OK: the step had no effect that may be relied on
   std::vector<SequenceOutput> outputs;  // of sequences that asked for any
+  StepTimes times;
 };
 
 }  // namespace packtrain

@@ -212,6 +212,11 @@ void EncodeStepResult(const StepResult& result, uint64_t epoch, v1::StepResult* 
       EncodeLogprobs(position, o->add_prompt()->mutable_logprobs());
     }
   }
+  v1::StepResult::Times* times = out->mutable_times();
+  times->set_interval(result.times.interval);
+  times->set_experts(result.times.experts);
+  times->set_compute(result.times.compute);
+  times->set_control(result.times.control);
 }
 
 StepResult DecodeStepResult(const v1::StepResult& in) {
@@ -229,6 +234,8 @@ StepResult DecodeStepResult(const v1::StepResult& in) {
     }
     result.outputs.push_back(std::move(output));
   }
+  const v1::StepResult::Times& times = in.times();
+  result.times = {times.interval(), times.experts(), times.compute(), times.control()};
   return result;
 }
 

@@ -50,7 +50,10 @@ struct ApiMetrics::Impl {
         kv_pages(Add(prometheus::BuildGauge(), "packtrain_kv_pages",
                      "KV pages: used by requests, cached for prompts to come, free", *registry)),
         preemptions(Add(prometheus::BuildCounter(), "packtrain_preemptions_total",
-                        "Requests sent back to waiting because KV pages ran out", *registry)) {}
+                        "Requests sent back to waiting because KV pages ran out", *registry)),
+        decode_step(Add(prometheus::BuildGauge(), "packtrain_decode_step_seconds",
+                        "Where the time of a decode step goes, medians of the last ones",
+                        *registry)) {}
 
   std::shared_ptr<prometheus::Registry> registry;  // shared with the deployments
   prometheus::Family<prometheus::Counter>& replies;
@@ -62,6 +65,7 @@ struct ApiMetrics::Impl {
   prometheus::Family<prometheus::Gauge>& slots;
   prometheus::Family<prometheus::Gauge>& kv_pages;
   prometheus::Family<prometheus::Counter>& preemptions;
+  prometheus::Family<prometheus::Gauge>& decode_step;
 };
 
 ApiMetrics::ApiMetrics(std::shared_ptr<prometheus::Registry> registry)
@@ -98,6 +102,13 @@ void ApiMetrics::SetLoad(const std::string& model, const DeploymentLoad& load) {
   set(impl_->kv_pages, "used", load.kv_pages_used);
   set(impl_->kv_pages, "cached", load.kv_pages_cached);
   set(impl_->kv_pages, "free", load.kv_pages - load.kv_pages_used - load.kv_pages_cached);
+  const StepTimes& step = load.decode_step;
+  for (const auto& [part, us] : {std::pair("experts", step.experts),
+                                 {"compute", step.compute},
+                                 {"hops", step.hops()},
+                                 {"control", step.control}}) {
+    impl_->decode_step.Add({{"model", model}, {"part", part}}).Set(us * 1e-6);
+  }
   prometheus::Counter& preemptions = impl_->preemptions.Add({{"model", model}});
   preemptions.Increment(std::max(0.0, static_cast<double>(load.preemptions) - preemptions.Value()));
 }

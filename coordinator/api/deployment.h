@@ -12,6 +12,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "common/model/sampling.h"
+#include "common/model/step.h"
 #include "coordinator/tokenizer/chat_template.h"
 #include "coordinator/tokenizer/tokenizer.h"
 
@@ -103,6 +104,7 @@ struct DeploymentLoad {
   int kv_pages_used = 0;     // by requests
   int kv_pages_cached = 0;   // by the prefix cache alone: there for whoever needs one
   uint64_t preemptions = 0;  // requests sent back to waiting because pages ran out
+  StepTimes decode_step;     // medians of the last decode steps; zeros before the first
 };
 
 using RequestId = uint64_t;

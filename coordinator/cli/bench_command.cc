@@ -42,7 +42,8 @@ struct Line {
   // long prompts. 0: nothing.
   double predicted = 0;
   std::string bound = {};
-  double experts = 0;  // expected distinct ones of a layer and step
+  double experts = 0;   // expected distinct ones of a layer and step
+  StepTimes step = {};  // of decode
 
   double median() const { return rates[rates.size() / 2]; }
 };
@@ -138,6 +139,7 @@ class Bench {
         ASSIGN_OR_RETURN(const double rate, runs.Measure(line.bench_case));
         line.rates.push_back(rate);
       }
+      if (line.bench_case.generate > 0) line.step = service_->deployment()->load().decode_step;
       std::sort(line.rates.begin(), line.rates.end());
       AddJudgement(&line);
       display_.Print(absl::StrFormat("%s, %d streams: %.1f tokens/s", line.test,
@@ -184,10 +186,12 @@ class Bench {
       absl::StrAppendFormat(&out, "- %s on %s\n", WorkerText(worker),
                             worker.address.empty() ? worker.device : worker.address);
     }
-    absl::StrAppend(&out,
-                    "\n| test | streams | tokens/s | spread | predicted | floor | share of floor | "
-                    "bound by | experts touched | threads |\n"
-                    "| --- | ---: | ---: | ---: | ---: | ---: | ---: | --- | ---: | ---: |\n");
+    absl::StrAppend(
+        &out,
+        "\n| test | streams | tokens/s | spread | predicted | floor | share of floor | "
+        "bound by | experts touched | threads | step ms: experts + compute + hops + control "
+        "|\n"
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | --- | ---: | ---: | --- |\n");
     for (const Line& line : lines_) {
       absl::StrAppendFormat(&out, "| %s | %d | %.2f | %.2f-%.2f | ", line.test,
                             line.bench_case.streams, line.median(), line.rates.front(),
@@ -199,14 +203,16 @@ class Bench {
       } else {
         absl::StrAppend(&out, " | - | -");
       }
-      absl::StrAppendFormat(&out, " | %s | %s | %s |\n", line.bound, ExpertsText(line),
-                            absl::StrJoin(threads, "+"));
+      absl::StrAppendFormat(&out, " | %s | %s | %s | %s |\n", line.bound, ExpertsText(line),
+                            absl::StrJoin(threads, "+"), StepText(line.step));
     }
     absl::StrAppendFormat(
         &out,
         "\nMedian of %d runs after a warm-up. Predicted: by the plan, decode at depth "
         "%d. Floor: all bytes that a step must read, at the rates measured of "
-        "the devices that hold them.\n",
+        "the devices that hold them. Step: medians of the last decode "
+        "steps; experts is the time that stages waited for them, control that of "
+        "the first stage without a step.\n",
         options_.repeats, service_->speed().decode_depth);
     for (const std::string& text : skipped_) absl::StrAppend(&out, "Skipped: ", text, ".\n");
     return out;
@@ -221,6 +227,13 @@ class Bench {
         absl::StrJoin(worker.expert_layers, ", ", [](std::string* out, const LayerRange& range) {
           out->append(FormatLayers(range));
         }));
+  }
+
+  static std::string StepText(const StepTimes& step) {
+    if (step.interval <= 0) return "-";
+    return absl::StrFormat("%.2f: %.2f + %.2f + %.2f + %.2f", step.interval / 1e3,
+                           step.experts / 1e3, step.compute / 1e3, step.hops() / 1e3,
+                           step.control / 1e3);
   }
 
   std::string ExpertsText(const Line& line) const {
@@ -255,6 +268,13 @@ class Bench {
                   {"experts", service_->facts().config.moe.num_experts},
                   {"bound", line.bound}};
       if (line.predicted > 0) one["predicted_tokens_per_s"] = line.predicted;
+      if (line.step.interval > 0) {
+        one["step_us"] = {{"interval", line.step.interval},
+                          {"experts", line.step.experts},
+                          {"compute", line.step.compute},
+                          {"hops", line.step.hops()},
+                          {"control", line.step.control}};
+      }
       if (line.floor) {
         one["floor_tokens_per_s"] = line.floor->tokens_per_s;
         one["floor_bytes"] = line.floor->bytes;

@@ -11,6 +11,15 @@ namespace packtrain {
 namespace {
 
 constexpr int kRetryAfterSecondsMax = 60;
+constexpr size_t kDecodeStepsKept = 128;
+
+float Median(const std::vector<StepTimes>& steps, float StepTimes::*part) {
+  std::vector<float> values;
+  for (const StepTimes& step : steps) values.push_back(step.*part);
+  const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
+  std::nth_element(values.begin(), middle, values.end());
+  return *middle;
+}
 
 SchedulerTime Now() { return std::chrono::steady_clock::now(); }
 
@@ -50,6 +59,7 @@ void DeploymentRunner::Start(Pipeline* pipeline) {
     // `this` is touched only by events, which end with this object.
     inbox->Post([this, shared = std::make_shared<StepResult>(std::move(result))] {
       scheduler_.OnResult(*shared, Now());
+      Record(shared->times);
     });
   });
   inbox_->Post([this, pipeline] {
@@ -98,7 +108,27 @@ std::string DeploymentRunner::state_message() const {
 
 DeploymentLoad DeploymentRunner::load() const {
   MutexLock lock(&mutex_);
-  return load_;
+  DeploymentLoad load = load_;
+  if (decode_steps_.empty()) return load;
+  load.decode_step = {.interval = Median(decode_steps_, &StepTimes::interval),
+                      .experts = Median(decode_steps_, &StepTimes::experts),
+                      .compute = Median(decode_steps_, &StepTimes::compute),
+                      .control = Median(decode_steps_, &StepTimes::control)};
+  return load;
+}
+
+void DeploymentRunner::Record(const StepTimes& times) {
+  if (times.interval <= 0 || !std::isfinite(times.interval) ||
+      !std::isfinite(times.experts + times.compute + times.control)) {
+    return;
+  }
+  MutexLock lock(&mutex_);
+  if (decode_steps_.size() < kDecodeStepsKept) {
+    decode_steps_.push_back(times);
+  } else {
+    decode_steps_[next_decode_step_] = times;
+  }
+  next_decode_step_ = (next_decode_step_ + 1) % kDecodeStepsKept;
 }
 
 absl::StatusOr<RequestId> DeploymentRunner::Submit(GenerationRequest request,

@@ -68,6 +68,7 @@ class DeploymentRunner : public Deployment {
   void Loop();
   void SendSteps();
   void Publish();
+  void Record(const StepTimes& times);
 
   const DeploymentInfo info_;
   const std::unique_ptr<Tokenizer> tokenizer_;
@@ -88,6 +89,8 @@ class DeploymentRunner : public Deployment {
   absl::Status failure_ ABSL_GUARDED_BY(mutex_);
   PipelineLimits limits_ ABSL_GUARDED_BY(mutex_);
   DeploymentLoad load_ ABSL_GUARDED_BY(mutex_);
+  std::vector<StepTimes> decode_steps_ ABSL_GUARDED_BY(mutex_);  // the last ones, as a ring
+  size_t next_decode_step_ ABSL_GUARDED_BY(mutex_) = 0;
   RequestId next_id_ ABSL_GUARDED_BY(mutex_) = 1;
   uint64_t num_submitted_ ABSL_GUARDED_BY(mutex_) = 0;
   uint64_t num_finished_ ABSL_GUARDED_BY(mutex_) = 0;

@@ -22,6 +22,19 @@ using Clock = std::chrono::steady_clock;
 constexpr std::string_view kForwardedTokens = "forwarded_tokens";
 // On the tokens link: [n, 2] of (slot, token).
 constexpr std::string_view kSampledTokens = "sampled_tokens";
+// StepTimes so far: experts, compute and control, [1, 3] in microseconds.
+constexpr std::string_view kStepTimes = "step_times";
+
+int32_t Microseconds(Clock::duration time) {
+  return static_cast<int32_t>(std::chrono::duration_cast<std::chrono::microseconds>(time).count());
+}
+
+// Every sequence goes on by one token.
+bool IsDecode(const Step& step) {
+  return std::all_of(step.sequences.begin(), step.sequences.end(), [](const StepSequence& s) {
+    return s.num_tokens() == 1 && s.output == StepOutputKind::kSample && !s.begin;
+  });
+}
 
 void AddTensor(Bundle* bundle, std::string_view name, const std::vector<int32_t>& values,
                uint32_t cols) {
@@ -102,7 +115,9 @@ class Engine::Impl {
         MutexLock lock(&mutex_);
         busy_ = false;
         changed_.NotifyAll();
+        const Clock::time_point begin = Clock::now();
         while (queue_.empty() && !stop_) changed_.Wait(&mutex_);
+        waited_for_step_ = Clock::now() - begin;
         if (stop_) return;
         step = std::move(queue_.front());
         queue_.pop_front();
@@ -122,7 +137,9 @@ class Engine::Impl {
       result.outputs.clear();
       if (sender_ != nullptr) sender_->SendError(options_.epoch, step.id, result.status);
     }
-    if (options_.last && !stopping_) callbacks_.result(std::move(result));
+    if (!options_.last) return;
+    MeasureInterval(step, &result);
+    if (!stopping_) callbacks_.result(std::move(result));
   }
 
   absl::Status Compute(const Step& step, StepResult* result) {
@@ -131,14 +148,21 @@ class Engine::Impl {
     RETURN_IF_ERROR(ResolveTokens(step));
     const Ubatch ubatch = MakeUbatch(step);
     if (experts_ != nullptr) experts_->BeginStep(step.id);
+    const Clock::time_point begin = Clock::now();
     if (options_.last) {
       RETURN_IF_ERROR(stage_->Run(ubatch, input_, &unused_));
       Sample(step, result);
+      const std::vector<int32_t> times = TimesSince(begin);
+      result->times.experts = static_cast<float>(times[0]);
+      result->times.compute = static_cast<float>(times[1]);
+      result->times.control = static_cast<float>(times[2]);
       return absl::OkStatus();
     }
     Bundle* out = sender_->Acquire();
     // The stage finds the bundle as it left it, without what was added behind its tensors.
-    std::erase_if(out->tensors, [](const BundleTensor& t) { return t.name == kForwardedTokens; });
+    std::erase_if(out->tensors, [](const BundleTensor& t) {
+      return t.name == kForwardedTokens || t.name == kStepTimes;
+    });
     const absl::Status status = stage_->Run(ubatch, input_, out);
     out->epoch = options_.epoch;
     out->step_id = step.id;
@@ -147,8 +171,30 @@ class Engine::Impl {
       return status;
     }
     if (!forwarded_.empty()) AddTensor(out, kForwardedTokens, forwarded_, 1);
+    AddTensor(out, kStepTimes, TimesSince(begin), 3);
     sender_->Send(out);
     return absl::OkStatus();
+  }
+
+  // kStepTimes up to and with this stage, which began its part at `begin`.
+  std::vector<int32_t> TimesSince(Clock::time_point begin) const {
+    std::vector<int32_t> times = {0, 0, Microseconds(waited_for_step_)};
+    const BundleTensor* t = options_.first ? nullptr : input_.Find(kStepTimes);
+    if (t != nullptr && t->type == ElementType::kI32 && t->rows == 1 && t->cols == 3)
+      times.assign(t->i32(), t->i32() + 3);
+    const int32_t experts = experts_ == nullptr ? 0 : Microseconds(experts_->waited());
+    times[0] += experts;
+    times[1] += Microseconds(Clock::now() - begin) - experts;
+    return times;
+  }
+
+  void MeasureInterval(const Step& step, StepResult* result) {
+    const Clock::time_point now = Clock::now();
+    const bool decodes = result->status.ok() && IsDecode(step);
+    if (decodes && step.id == last_decode_ + 1)
+      result->times.interval = static_cast<float>(Microseconds(now - last_end_));
+    last_decode_ = decodes ? step.id : 0;
+    last_end_ = now;
   }
 
   // Takes the bundle of this step; those of steps that were given up here are dropped.
@@ -345,6 +391,9 @@ class Engine::Impl {
   std::vector<int32_t> forwarded_;
   std::vector<UbatchSequence> sequences_;
   std::vector<PageCopy> copies_;
+  Clock::duration waited_for_step_{0};
+  uint64_t last_decode_ = 0;  // the last step, if it was one of decode
+  Clock::time_point last_end_;
 
   std::atomic<uint64_t> cancelled_{0};
   Mutex mutex_;

@@ -4,6 +4,7 @@
 // the stage's own device, by an experts worker through its shared-memory mailbox, or over gRPC;
 // the stage does not know which.
 
+#include <chrono>
 #include <cstdint>
 #include <span>
 
@@ -32,6 +33,8 @@ class ExpertsClient {
   // y [tokens, hidden_dim]: per token the picks' results times their weights, summed in rank order
   // starting from 0. Errors: UNAVAILABLE (the worker is gone), DEADLINE_EXCEEDED.
   virtual absl::Status Await(float* y) = 0;
+  // How long Await has waited since BeginStep.
+  virtual std::chrono::nanoseconds waited() const { return {}; }
   // Any thread: the outstanding request and all later ones end with UNAVAILABLE.
   virtual void Close() {}
 };

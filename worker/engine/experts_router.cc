@@ -11,6 +11,7 @@ void ExpertsRouter::SetRoutes(std::vector<Route> routes) {
 }
 
 void ExpertsRouter::BeginStep(uint64_t step_id) {
+  waited_ = {};
   for (Route& route : routes_) route.client->BeginStep(step_id);
 }
 
@@ -29,7 +30,10 @@ absl::Status ExpertsRouter::Post(const ExpertsRequest& request) {
 
 absl::Status ExpertsRouter::Await(float* y) {
   CHECK_MSG(current_ != nullptr, "Await without Post");
-  return current_->Await(y);
+  const auto begin = std::chrono::steady_clock::now();
+  absl::Status status = current_->Await(y);
+  waited_ += std::chrono::steady_clock::now() - begin;
+  return status;
 }
 
 void ExpertsRouter::Close() {

@@ -24,11 +24,13 @@ class ExpertsRouter : public ExpertsClient {
   // UNAVAILABLE for a layer that nobody serves.
   absl::Status Post(const ExpertsRequest& request) override;
   absl::Status Await(float* y) override;
+  std::chrono::nanoseconds waited() const override { return waited_; }
   void Close() override;
 
  private:
   std::vector<Route> routes_;
   ExpertsClient* current_ = nullptr;
+  std::chrono::nanoseconds waited_{0};
 };
 
 }  // namespace packtrain

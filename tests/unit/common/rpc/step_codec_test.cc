@@ -189,6 +189,7 @@ TEST(StepCodecTest, AResultComesBackWithItsStatus) {
   result.outputs[0].logprob = -0.5F;
   result.outputs[0].top = {{11, -0.5F}, {3, -2}};
   result.outputs[0].prompt = {{{1, -1}}, {}};
+  result.times = {.interval = 9.5F, .experts = 4, .compute = 3, .control = 0.5F};
   v1::StepResult message;
   EncodeStepResult(result, 4, &message);
   EXPECT_EQ(message.epoch(), 4u);
@@ -203,6 +204,11 @@ TEST(StepCodecTest, AResultComesBackWithItsStatus) {
   EXPECT_EQ(back.outputs[0].top[1].id, 3);
   ASSERT_EQ(back.outputs[0].prompt.size(), 2u);
   EXPECT_EQ(back.outputs[0].prompt[0][0].logprob, -1);
+  EXPECT_EQ(back.times.interval, 9.5F);
+  EXPECT_EQ(back.times.experts, 4);
+  EXPECT_EQ(back.times.compute, 3);
+  EXPECT_EQ(back.times.control, 0.5F);
+  EXPECT_EQ(back.times.hops(), 2);
 }
 
 TEST(StepCodecTest, AnUnknownStatusCodeIsAnErrorAndNeverOk) {
