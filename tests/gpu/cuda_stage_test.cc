@@ -16,6 +16,7 @@
 #include "tests/support/model_golden.h"
 #include "tests/support/model_runner.h"
 #include "worker/ops/experts.h"
+#include "worker/ops/sampler.h"
 
 namespace packtrain {
 namespace {
@@ -112,6 +113,19 @@ class GpuRunner {
   }
 
   std::vector<float> Step(std::span<const SlotRows> rows) {
+    Run(rows, nullptr, -1);
+    const std::span<const float> logits = stages_.back()->logits();
+    return {logits.begin(), logits.end()};
+  }
+
+  // The token behind `rows`, which are the sequence's first ids; null: the stage leaves it to us.
+  const SequenceOutput* Sample(const SlotRows& rows, const SamplingParams& params, int top) {
+    Run({&rows, 1}, &params, top);
+    return stages_.back()->sampled(0);
+  }
+
+ private:
+  void Run(std::span<const SlotRows> rows, const SamplingParams* sampling, int top_logprobs) {
     std::vector<UbatchSequence> sequences;
     Ubatch ubatch;
     for (const SlotRows& slot : rows) {
@@ -124,7 +138,11 @@ class GpuRunner {
       sequence.reset = slot.start == 0;
       sequence.restore_snapshot = slot.restore_snapshot;
       sequence.save_snapshot = slot.save_snapshot;
-      sequence.logits_all = true;
+      sequence.logits_all = sampling == nullptr;
+      sequence.logits_last = sampling != nullptr;
+      sequence.sampling = sampling;
+      sequence.num_ids = slot.start + sequence.rows;
+      sequence.top_logprobs = top_logprobs;
       ubatch.rows += sequence.rows;
     }
     ubatch.sequences = sequences;
@@ -134,10 +152,9 @@ class GpuRunner {
           stages_[i]->Run(ubatch, i == 0 ? none : bundles_[i - 1], &bundles_[i]);
       CHECK_MSG(status.ok(), status.ToString());
     }
-    const std::span<const float> logits = stages_.back()->logits();
-    return {logits.begin(), logits.end()};
   }
 
+ public:
   std::vector<float> Prefill(std::span<const TokenId> tokens, int chunk, int slot = 0) {
     std::vector<float> logits;
     for (size_t first = 0; first < tokens.size(); first += static_cast<size_t>(chunk)) {
@@ -278,6 +295,41 @@ TEST_P(CudaStageTest, ARecordedStepGivesTheBitsOfTheFirst) {
       EXPECT_EQ(runner.Step({&step, 1}), wanted) << rows << " rows";
     }
   }
+}
+
+TEST_P(CudaStageTest, TokensAreThoseOfTheSampler) {
+  const std::vector<TokenId>& ids = golden_.prompts[3].ids;
+  const SlotRows rows = {.start = 0, .tokens = {ids.begin(), ids.begin() + 7}};
+  GpuRunner runner(model_, {});
+  std::vector<float> logits = runner.Step({&rows, 1});
+  logits.erase(logits.begin(), logits.end() - static_cast<std::ptrdiff_t>(vocab_));
+  for (int round = 0; round < 12; ++round) {
+    SamplingParams params;
+    params.temperature = round % 4 == 0 ? 0.0F : 0.9F;
+    params.seed = static_cast<uint64_t>(round);
+    if (round % 4 == 2) params.top_k = 5;
+    if (round % 4 == 3) params.top_p = 0.6F;
+    if (round == 3) params.min_p = 0.05F;
+    const int top = round % 3 - 1;
+    const SequenceOutput* got = runner.Sample(rows, params, top);
+    ASSERT_NE(got, nullptr) << round;
+    Sampler sampler;
+    EXPECT_EQ(got->token,
+              sampler.Sample(
+                  {.logits = logits, .params = &params, .ids = rows.tokens, .prompt_tokens = 7}))
+        << round;
+    ASSERT_EQ(got->top.size(), static_cast<size_t>(std::max(top, 0)));
+    if (top < 0) continue;
+    EXPECT_NEAR(got->logprob, Sampler::Logprob(logits, got->token), 1e-5F);
+    const std::vector<TokenLogprob> best = sampler.TopLogprobs(logits, top);
+    for (size_t i = 0; i < best.size(); ++i) {
+      EXPECT_EQ(got->top[i].id, best[i].id);
+      EXPECT_NEAR(got->top[i].logprob, best[i].logprob, 1e-5F);
+    }
+  }
+  SamplingParams penalised;
+  penalised.presence_penalty = 1;
+  EXPECT_EQ(runner.Sample(rows, penalised, -1), nullptr) << "the host does this";
 }
 
 TEST_P(CudaStageTest, ASlotIsNotTouchedByItsNeighbour) {

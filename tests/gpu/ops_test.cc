@@ -433,24 +433,5 @@ GPU_TEST(TopKIsExactWithTiesToTheLowerIndex) {
   }
 }
 
-GPU_TEST(ArgMaxAndLogSumExp) {
-  Random random(18);
-  int rows = 3, n = 154880;
-  std::vector<float> x = random.Normals(size_t(rows) * n, 3);
-  x[77] = x[100000] = 40;
-  Device<float> d_x(x), lse(rows);
-  Device<int32_t> ids(rows);
-  CUDA_OK(ArgMax(d_x.get(), rows, n, ids.get(), lse.get(), nullptr));
-  std::vector<int32_t> got = ids.Get();
-  std::vector<float> got_lse = lse.Get();
-  for (int r = 0; r < rows; ++r) {
-    auto first = x.begin() + size_t(r) * n;
-    Expect(got[r] == std::max_element(first, first + n) - first, "arg max, the first of equals");
-    double sum = 0;
-    for (int i = 0; i < n; ++i) sum += std::exp(double{first[i]} - 40);
-    ExpectNear(got_lse[r], 40 + std::log(sum), 1e-5 * 40, "log sum exp");
-  }
-}
-
 }  // namespace
 }  // namespace packtrain::cuda

@@ -299,6 +299,9 @@ class Engine::Impl {
       u.logits_all = s.output == StepOutputKind::kPromptLogprobs ||
                      s.output == StepOutputKind::kSampleAndPromptLogprobs;
       u.logits_last = !u.logits_all && s.output == StepOutputKind::kSample;
+      u.sampling = &slot.start.sampling;
+      u.num_ids = static_cast<int32_t>(slot.ids.size());
+      u.top_logprobs = s.top_logprobs;
       sequences_.push_back(u);
       copies_.insert(copies_.end(), s.page_copies.begin(), s.page_copies.end());
       ubatch.rows += u.rows;
@@ -326,7 +329,10 @@ class Engine::Impl {
       const std::span<const float> own = logits.subspan(row * vocab, count * vocab);
       row += count;
       if (s.output != StepOutputKind::kPromptLogprobs) {
-        output = sampling_.sample(own.last(vocab), slot.start, slot.ids, s.top_logprobs);
+        const SequenceOutput* sampled_by_stage = stage_->sampled(i);
+        output = sampled_by_stage != nullptr
+                     ? *sampled_by_stage
+                     : sampling_.sample(own.last(vocab), slot.start, slot.ids, s.top_logprobs);
         slot.sampled_step = step.id;
         slot.sampled_token = output.token;
         sampled.insert(sampled.end(), {s.slot, output.token});

@@ -49,7 +49,12 @@ struct UbatchSequence {
   int32_t restore_snapshot = -1;    // or := this snapshot
   int32_t save_snapshot = -1;       // saved here after the last row
   bool logits_last = false;         // the head computes logits of the last row
-  bool logits_all = false;          // of all rows
+  // With logits_last: by what the token behind the last row is chosen, and behind how many ids;
+  // -1: no log-probabilities, else how many besides the token's.
+  const SamplingParams* sampling = nullptr;
+  int32_t num_ids = 0;
+  int32_t top_logprobs = -1;
+  bool logits_all = false;  // of all rows
 };
 
 struct Ubatch {
@@ -79,6 +84,13 @@ class Stage {
   // After Run on a stage with the head: f32 [number of logit rows, vocab_size] in the order of the
   // sequences and rows that asked; valid until the next Run.
   virtual std::span<const float> logits() const = 0;
+
+  // After Run on a stage with the head: what the device itself sampled for sequence `index` of the
+  // ubatch. Null: the caller samples from logits(), which are empty if nobody needs them.
+  virtual const SequenceOutput* sampled(size_t index) const {
+    static_cast<void>(index);
+    return nullptr;
+  }
 
   virtual StageMemory memory() const = 0;
 };

@@ -27,6 +27,15 @@ double LogSumExp(std::span<const float> logits) {
   return max + std::log(sum);
 }
 
+// Gumbel-max: the largest is drawn.
+double DrawScore(const SamplingParams& params, size_t position, TokenId id, float logit) {
+  const auto word = static_cast<uint32_t>(id);
+  const std::array<uint32_t, 4> random =
+      Philox4x32({word / 4, params.choice, static_cast<uint32_t>(position), 0}, params.seed);
+  const double uniform = (random[word % 4] + 0.5) * 0x1p-32;
+  return logit / static_cast<double>(params.temperature) - std::log(-std::log(uniform));
+}
+
 // Brings the `count` best ids to the front, in order. REQUIRES: count <= last - first.
 template <typename Better>
 void SortBest(std::vector<TokenId>::iterator first, std::vector<TokenId>::iterator last,
@@ -110,12 +119,7 @@ TokenId Sampler::Draw(const SamplingParams& params, size_t position) const {
   TokenId best = kept_[0];
   double best_score = -std::numeric_limits<double>::infinity();
   for (TokenId id : kept_) {
-    const auto word = static_cast<uint32_t>(id);
-    const std::array<uint32_t, 4> random =
-        Philox4x32({word / 4, params.choice, static_cast<uint32_t>(position), 0}, params.seed);
-    const double uniform = (random[word % 4] + 0.5) * 0x1p-32;
-    const double score =
-        logits_[Index(id)] / static_cast<double>(params.temperature) - std::log(-std::log(uniform));
+    const double score = DrawScore(params, position, id, logits_[Index(id)]);
     if (score > best_score || (score == best_score && id < best)) {
       best = id;
       best_score = score;
@@ -133,6 +137,64 @@ TokenId Sampler::Sample(const Input& input) {
   }
   KeepTop(params);
   return Draw(params, input.ids.size());
+}
+
+bool Sampler::KeepsLogits(const SamplingParams& params) {
+  return params.logit_bias.empty() && params.repetition_penalty == 1.0F &&
+         params.presence_penalty == 0.0F && params.frequency_penalty == 0.0F;
+}
+
+bool Sampler::Filters(const SamplingParams& params) {
+  return params.top_k > 0 || params.top_p < 1.0F || params.min_p > 0.0F;
+}
+
+std::optional<TokenId> Sampler::SampleBest(const SamplingParams& params, const Best& best,
+                                           size_t num_ids) {
+  // As KeepTop; each filter leaves the first of these.
+  size_t kept = best.logits.size();
+  bool complete = best.all;
+  if (params.top_k > 0 && static_cast<size_t>(params.top_k) <= kept) {
+    kept = static_cast<size_t>(params.top_k);
+    complete = true;
+  }
+  if (params.top_k > 0 && !complete) return std::nullopt;
+  const double max = Clean(best.logits[0].logprob);
+  const auto relative = [&](size_t i) {
+    return std::exp((Clean(best.logits[i].logprob) - max) / params.temperature);
+  };
+  double sum = best.relative_sum;
+  if (complete && params.top_p < 1.0F) {
+    sum = 0;
+    for (size_t i = 0; i < kept; ++i) sum += relative(i);
+  }
+  if (params.min_p > 0.0F) {
+    size_t passed = 0;
+    while (passed < kept && relative(passed) >= params.min_p) ++passed;
+    complete = complete || passed < kept;
+    kept = passed;
+  }
+  if (params.top_p < 1.0F) {
+    double mass = 0;
+    for (size_t i = 0; i < kept; ++i) {
+      mass += relative(i);
+      if (mass < params.top_p * sum) continue;
+      kept = i + 1;
+      complete = true;
+      break;
+    }
+  }
+  if (!complete) return std::nullopt;
+  TokenId token = best.logits[0].id;
+  double highest = -std::numeric_limits<double>::infinity();
+  for (size_t i = 0; i < kept; ++i) {
+    const TokenId id = best.logits[i].id;
+    const double score = DrawScore(params, num_ids, id, Clean(best.logits[i].logprob));
+    if (score > highest || (score == highest && id < token)) {
+      token = id;
+      highest = score;
+    }
+  }
+  return token;
 }
 
 float Sampler::Logprob(std::span<const float> logits, TokenId token) {

@@ -4,6 +4,7 @@
 // draft that is verified and each of several choices come out the same wherever they are computed.
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -28,6 +29,21 @@ class Sampler {
   // (seed, choice, number of ids so far, token id). Ties go to the lower id. Temperature 0 takes
   // the best after bias and penalties. Cost: a few passes over the logits.
   TokenId Sample(const Input& input);
+
+  // What a device that keeps the logits brings to sample from.
+  struct Best {
+    std::span<const TokenLogprob> logits;  // the largest, best first, ties to the lower id
+    bool all = false;                      // there are no others
+    double relative_sum = 0;  // over the vocabulary, of exp((logit - largest) / temperature)
+  };
+  // The logits stay as they are: no bias, no penalties.
+  static bool KeepsLogits(const SamplingParams& params);
+  // More than the temperature decides who may be drawn.
+  static bool Filters(const SamplingParams& params);
+  // Sample's token by these parameters behind `num_ids` ids; nothing if it could be among the
+  // logits that are not there. REQUIRES: KeepsLogits, temperature > 0.
+  static std::optional<TokenId> SampleBest(const SamplingParams& params, const Best& best,
+                                           size_t num_ids);
 
   // Log-probabilities by the logits as they are: that of `token`, and the `top` largest, best
   // first.

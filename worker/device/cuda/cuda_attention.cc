@@ -109,24 +109,14 @@ void DeviceMla(CudaRun* run, int layer, const DeviceLayer& w, const DeviceLayerC
   float* q = run->Take<float>(Product(rows, heads, head_dim));
   DeviceActivations q_lora;
   if (w.q_a.empty()) {
-    DeviceLinearPair(run, w.kv_a, w.q_direct, x, kv, q);
+    DeviceLinears(run, x, {{&w.kv_a, kv}, {&w.q_direct, q}});
   } else {
     q_lora = run->TakeActivations(rows, w.q_a.rows);
-    DeviceLinearPair(run, w.kv_a, w.q_a, x, kv, q_lora.f32);
-  }
-  run->BeginBranch();
-  LAUNCH(run, cuda::RmsNorm(kv, row_dim, nullptr, w.kv_a_norm, config.rms_eps, rows, rank,
-                            {.f32 = kv, .f32_stride = row_dim}, run->stream));
-  Rotate(run, kv + rank, 1, row_dim, row_dim, config.rope.kind);
-  LAUNCH(run,
-         cuda::KvStore(run->at(), kv, row_dim, row_dim, run->kv_type, cache.latent, run->stream));
-  run->EndBranch();
-  if (!w.q_a.empty()) {
+    DeviceLinears(run, x, {{&w.kv_a, kv}, {&w.q_a, q_lora.f32}});
     LAUNCH(run, cuda::RmsNorm(q_lora.f32, q_lora.n, nullptr, w.q_a_norm, config.rms_eps, rows,
                               q_lora.n, q_lora.out(), run->stream));
     DeviceLinear(run, w.q_b, q_lora, q);
   }
-  Rotate(run, q + nope, heads, heads * head_dim, head_dim, config.rope.kind);
   if (indexer == IndexerKind::kFull) RunIndexer(run, w, cache, x, q_lora);
 
   // Queries in latent space: [rows, heads, rank + rope].
@@ -134,14 +124,39 @@ void DeviceMla(CudaRun* run, int layer, const DeviceLayer& w, const DeviceLayerC
   {
     const ScratchScope inner(run);
     const DeviceActivations q_nope = run->TakeActivations(rows * heads, nope);
-    LAUNCH(run, cuda::Convert(q, rows * heads, nope, head_dim, q_nope.out(), run->stream));
+    if (run->decode()) {
+      cuda::MlaHeadsArgs args;
+      args.at = run->at();
+      args.q = q;
+      args.heads = heads;
+      args.nope = nope;
+      args.kv = kv;
+      args.rank = rank;
+      args.kv_norm = w.kv_a_norm;
+      args.eps = config.rms_eps;
+      args.rope = Kind(config.rope.kind);
+      args.cos_sin = run->cos_sin;
+      args.pairs = rope / 2;
+      args.type = run->kv_type;
+      args.cache = cache.latent;
+      args.q_nope = q_nope.out();
+      args.absorbed = absorbed;
+      LAUNCH(run, cuda::MlaHeads(args, run->stream));
+    } else {
+      LAUNCH(run, cuda::RmsNorm(kv, row_dim, nullptr, w.kv_a_norm, config.rms_eps, rows, rank,
+                                {.f32 = kv, .f32_stride = row_dim}, run->stream));
+      Rotate(run, kv + rank, 1, row_dim, row_dim, config.rope.kind);
+      LAUNCH(run, cuda::KvStore(run->at(), kv, row_dim, row_dim, run->kv_type, cache.latent,
+                                run->stream));
+      Rotate(run, q + nope, heads, heads * head_dim, head_dim, config.rope.kind);
+      LAUNCH(run, cuda::Convert(q, rows * heads, nope, head_dim, q_nope.out(), run->stream));
+      LAUNCH(run, cuda::Convert(q + nope, rows * heads, rope, head_dim,
+                                {.f32 = absorbed + rank, .f32_stride = row_dim}, run->stream));
+    }
     DeviceLinearPerHead(run, w.k_b, heads, q_nope, absorbed, row_dim);
   }
-  LAUNCH(run, cudaMemcpy2DAsync(absorbed + rank, Product(row_dim, 4), q + nope,
-                                Product(head_dim, 4), Product(rope, 4), Product(rows, heads),
-                                cudaMemcpyDeviceToDevice, run->stream));
 
-  float* attended = run->Take<float>(Product(rows, heads, rank));
+  const DeviceActivations latent = run->TakeActivations(rows * heads, rank);
   cuda::AttentionArgs args;
   args.q = absorbed;
   args.q_stride = heads * row_dim;
@@ -150,16 +165,17 @@ void DeviceMla(CudaRun* run, int layer, const DeviceLayer& w, const DeviceLayerC
   args.k_dim = row_dim;
   args.v_dim = rank;
   args.k_cache = cache.latent;
-  args.out = attended;
+  args.out = latent.f32;
+  args.emit = {.values = {.q8 = latent.q8}, .per_head = true};
   if (indexer != IndexerKind::kNone && run->sparse()) {
     args.selection = run->selection;
     args.selection_stride = config.indexer.top_k;
   }
-  run->JoinBranch();
   Attend(run, args);
-
-  const DeviceActivations latent = run->TakeActivations(rows * heads, rank);
-  LAUNCH(run, cuda::Convert(attended, rows * heads, rank, rank, latent.out(), run->stream));
+  if (!run->decode()) {
+    LAUNCH(run,
+           cuda::Convert(latent.f32, rows * heads, rank, rank, {.bf16 = latent.bf16}, run->stream));
+  }
   const DeviceActivations values = run->TakeActivations(rows, heads * config.mla.value_dim);
   DeviceLinearPerHead(run, w.v_b, heads, latent, values.f32, config.mla.value_dim);
   LAUNCH(run, cuda::Convert(values.f32, rows, values.n, values.n,
@@ -179,35 +195,55 @@ void DeviceGqa(CudaRun* run, const DeviceLayer& w, const DeviceLayerCache& cache
   float* projected = run->Take<float>(Product(rows, heads, q_stride));
   float* k = run->Take<float>(Product(rows, kv_heads, dim));
   float* v = run->Take<float>(Product(rows, kv_heads, value_dim));
-  run->BeginBranch();
-  DeviceLinearPair(run, w.k, w.v, x, k, v);
+  float* q = run->Take<float>(Product(rows, heads, dim));
+  DeviceLinears(run, x, {{&w.q, projected}, {&w.k, k}, {&w.v, v}});
+  if (w.q_bias != nullptr)
+    LAUNCH(run, cuda::AddBias(projected, w.q_bias, rows, heads * q_stride, run->stream));
   if (w.k_bias != nullptr)
     LAUNCH(run, cuda::AddBias(k, w.k_bias, rows, kv_heads * dim, run->stream));
   if (w.v_bias != nullptr)
     LAUNCH(run, cuda::AddBias(v, w.v_bias, rows, kv_heads * value_dim, run->stream));
-  if (w.k_norm != nullptr) {
-    LAUNCH(run, cuda::RmsNorm(k, dim, nullptr, w.k_norm, config.rms_eps, rows * kv_heads, dim,
-                              {.f32 = k}, run->stream));
-  }
-  Rotate(run, k, kv_heads, kv_heads * dim, dim, config.rope.kind);
-  LAUNCH(run, cuda::KvStore(run->at(), k, kv_heads * dim, kv_heads * dim, run->kv_type, cache.k,
-                            run->stream));
-  LAUNCH(run, cuda::KvStore(run->at(), v, kv_heads * value_dim, kv_heads * value_dim, run->kv_type,
-                            cache.v, run->stream));
-  run->EndBranch();
-
-  DeviceLinear(run, w.q, x, projected);
-  if (w.q_bias != nullptr)
-    LAUNCH(run, cuda::AddBias(projected, w.q_bias, rows, heads * q_stride, run->stream));
-  float* q = run->Take<float>(Product(rows, heads, dim));
-  if (w.q_norm != nullptr) {
-    LAUNCH(run, cuda::RmsNorm(projected, q_stride, nullptr, w.q_norm, config.rms_eps, rows * heads,
-                              dim, {.f32 = q}, run->stream));
+  if (run->decode()) {
+    cuda::GqaHeadsArgs args;
+    args.at = run->at();
+    args.q = projected;
+    args.q_stride = heads * q_stride;
+    args.q_head_stride = q_stride;
+    args.k = k;
+    args.v = v;
+    args.heads = heads;
+    args.kv_heads = kv_heads;
+    args.k_dim = dim;
+    args.v_dim = value_dim;
+    args.q_norm = w.q_norm;
+    args.k_norm = w.k_norm;
+    args.eps = config.rms_eps;
+    args.rope = Kind(config.rope.kind);
+    args.cos_sin = run->cos_sin;
+    args.pairs = config.rope.dims / 2;
+    args.type = run->kv_type;
+    args.k_cache = cache.k;
+    args.v_cache = cache.v;
+    args.q_out = q;
+    LAUNCH(run, cuda::GqaHeads(args, run->stream));
   } else {
-    LAUNCH(run, cuda::Convert(projected, rows * heads, dim, q_stride, {.f32 = q}, run->stream));
+    if (w.k_norm != nullptr) {
+      LAUNCH(run, cuda::RmsNorm(k, dim, nullptr, w.k_norm, config.rms_eps, rows * kv_heads, dim,
+                                {.f32 = k}, run->stream));
+    }
+    Rotate(run, k, kv_heads, kv_heads * dim, dim, config.rope.kind);
+    LAUNCH(run, cuda::KvStore(run->at(), k, kv_heads * dim, kv_heads * dim, run->kv_type, cache.k,
+                              run->stream));
+    LAUNCH(run, cuda::KvStore(run->at(), v, kv_heads * value_dim, kv_heads * value_dim,
+                              run->kv_type, cache.v, run->stream));
+    if (w.q_norm != nullptr) {
+      LAUNCH(run, cuda::RmsNorm(projected, q_stride, nullptr, w.q_norm, config.rms_eps,
+                                rows * heads, dim, {.f32 = q}, run->stream));
+    } else {
+      LAUNCH(run, cuda::Convert(projected, rows * heads, dim, q_stride, {.f32 = q}, run->stream));
+    }
+    Rotate(run, q, heads, heads * dim, dim, config.rope.kind);
   }
-  Rotate(run, q, heads, heads * dim, dim, config.rope.kind);
-  run->JoinBranch();
 
   const DeviceActivations attended = run->TakeActivations(rows, heads * value_dim);
   cuda::AttentionArgs args;
@@ -221,13 +257,24 @@ void DeviceGqa(CudaRun* run, const DeviceLayer& w, const DeviceLayerCache& cache
   args.k_cache = cache.k;
   args.v_cache = cache.v;
   args.out = attended.f32;
-  Attend(run, args);
-  if (config.gqa.output_gate) {
-    LAUNCH(run, cuda::SigmoidGate(attended.f32, projected + dim, heads * q_stride, q_stride,
-                                  value_dim, rows, attended.n, attended.out(), run->stream));
+  if (run->decode()) {
+    args.out = nullptr;
+    args.emit.values = attended.out();
+    if (config.gqa.output_gate) {
+      args.emit.gate = projected + dim;
+      args.emit.gate_stride = heads * q_stride;
+      args.emit.gate_head_stride = q_stride;
+    }
+    Attend(run, args);
   } else {
-    LAUNCH(run, cuda::Convert(attended.f32, rows, attended.n, attended.n,
-                              {.q8 = attended.q8, .bf16 = attended.bf16}, run->stream));
+    Attend(run, args);
+    if (config.gqa.output_gate) {
+      LAUNCH(run, cuda::SigmoidGate(attended.f32, projected + dim, heads * q_stride, q_stride,
+                                    value_dim, rows, attended.n, attended.out(), run->stream));
+    } else {
+      LAUNCH(run, cuda::Convert(attended.f32, rows, attended.n, attended.n, {.bf16 = attended.bf16},
+                                run->stream));
+    }
   }
   DeviceLinear(run, w.attn_output, attended, y);
 }
@@ -242,13 +289,11 @@ void DeviceDeltaNet(CudaRun* run, const DeviceLayer& w, const DeviceLayerCache& 
   float* z = run->Take<float>(Product(rows, delta.inner_dim()));
   float* beta = run->Take<float>(Product(rows, heads));
   float* alpha = run->Take<float>(Product(rows, heads));
-  run->BeginBranch();
-  DeviceLinearPair(run, w.delta_beta, w.delta_alpha, x, beta, alpha);
-  run->EndBranch();
-  DeviceLinearPair(run, w.delta_qkv, w.delta_gate, x, u, z);
-  run->JoinBranch();
+  DeviceLinears(
+      run, x,
+      {{&w.delta_qkv, u}, {&w.delta_gate, z}, {&w.delta_beta, beta}, {&w.delta_alpha, alpha}});
 
-  float* out = run->Take<float>(Product(rows, delta.inner_dim()));
+  const DeviceActivations gated = run->TakeActivations(rows, delta.inner_dim());
   cuda::DeltaNetArgs args;
   args.sequences = static_cast<int>(run->sequences.size());
   args.rows = rows;
@@ -267,12 +312,19 @@ void DeviceDeltaNet(CudaRun* run, const DeviceLayer& w, const DeviceLayerCache& 
   args.a = w.delta_a;
   args.state = cache.state;
   args.eps = config.rms_eps;
-  args.qkv = run->Take<float>(Product(rows, channels));
-  args.out = out;
-  LAUNCH(run, cuda::DeltaNet(args, run->stream));
-  const DeviceActivations gated = run->TakeActivations(rows, delta.inner_dim());
-  LAUNCH(run, cuda::GatedRmsNorm(out, z, w.delta_norm, config.rms_eps, rows, heads, delta.head_dim,
-                                 gated.out(), run->stream));
+  if (run->decode() && delta.head_dim % 32 == 0) {
+    LAUNCH(run,
+           cuda::DeltaNetStep(
+               args,
+               {.z = z, .norm_weight = w.delta_norm, .arrived = run->arrived, .out = gated.out()},
+               run->stream));
+  } else {
+    args.qkv = run->Take<float>(Product(rows, channels));
+    args.out = run->Take<float>(Product(rows, delta.inner_dim()));
+    LAUNCH(run, cuda::DeltaNet(args, run->stream));
+    LAUNCH(run, cuda::GatedRmsNorm(args.out, z, w.delta_norm, config.rms_eps, rows, heads,
+                                   delta.head_dim, gated.out(), run->stream));
+  }
   DeviceLinear(run, w.delta_out, gated, y);
 }
 

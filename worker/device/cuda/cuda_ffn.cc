@@ -3,6 +3,7 @@
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
+#include <utility>
 
 #include "common/base/check.h"
 #include "common/base/status_macros.h"
@@ -28,51 +29,109 @@ struct Picks {
   float* weights = nullptr;  // [rows, top_k]
 };
 
-// Each pick on its own: few rows, or weights without a faster way.
+// The expert of every token: y, to be scaled by sigmoid(logit) unless that is null.
+struct SharedExpert {
+  float* y = nullptr;
+  float* logit = nullptr;
+};
+
+void AddShared(CudaRun* run, const SharedExpert& shared, float* y) {
+  if (shared.y == nullptr) return;
+  LAUNCH(run, cuda::AddScaled(y, shared.y, shared.logit, run->rows, run->config.hidden_dim,
+                              run->stream));
+}
+
+const void* MatVecInput(const DeviceMatrix& w, const DeviceActivations& x) {
+  return w.kernels->f32_activations ? static_cast<const void*>(x.f32) : x.q8;
+}
+
+// gate and up of one type that also has a kernel for both together.
+bool FusesGateUp(const DeviceFfn& w, int inner_dim) {
+  return w.gate.kernels == w.up.kernels && w.gate.kernels->gate_up != nullptr &&
+         inner_dim % 32 == 0;
+}
+
+// The inner values of each pick on its own.
+void GateUpByPair(CudaRun* run, const DeviceExperts& experts, const Picks& picks,
+                  const DeviceActivations& x, const DeviceActivations& inner) {
+  const DeviceFfn& w = experts.ffn;
+  if (FusesGateUp(w, inner.n)) {
+    LAUNCH(run, w.gate.kernels->gate_up(
+                    {.gate = w.gate.data,
+                     .up = w.up.data,
+                     .expert_stride = static_cast<size_t>(experts.row_stride) * w.gate.row_bytes(),
+                     .ids = picks.ids,
+                     .rows = inner.n,
+                     .n = w.gate.cols,
+                     .x = x.q8,
+                     .pairs = inner.rows,
+                     .pairs_per_row = run->config.moe.top_k,
+                     .out = inner.out()},
+                    run->stream));
+    return;
+  }
+  float* gate = run->Take<float>(Product(inner.rows, inner.n));
+  float* up = run->Take<float>(Product(inner.rows, inner.n));
+  for (const auto& [matrix, y] : {std::pair(&w.gate, gate), {&w.up, up}}) {
+    cuda::MatVecArgs args;
+    args.tokens = inner.rows;
+    args.experts = true;
+    args.num_experts = experts.num_experts;
+    args.ids = picks.ids;
+    args.pairs_per_row = run->config.moe.top_k;
+    args.n = matrix->cols;
+    args.parts[0] = ExpertPart(*matrix, inner.n, experts.row_stride, y);
+    args.x = MatVecInput(*matrix, x);
+    LAUNCH(run, matrix->kernels->mat_vec(args, run->stream));
+  }
+  LAUNCH(run, cuda::SwiGlu(gate, up, inner.n, inner.rows, inner.n, inner.out(), run->stream));
+}
+
+// Each pick on its own: few rows, or weights without a faster way. y includes the shared expert.
 void ExpertsByPair(CudaRun* run, const DeviceExperts& experts, const Picks& picks,
-                   const DeviceActivations& x, float* y) {
+                   const SharedExpert& shared, const DeviceActivations& x, float* y) {
   const int top_k = run->config.moe.top_k, pairs = run->rows * top_k,
             inner_dim = experts.expert_dim;
-  const DeviceFfn& w = experts.ffn;
-  float* gate = run->Take<float>(Product(pairs, inner_dim));
-  float* up = run->Take<float>(Product(pairs, inner_dim));
   DeviceActivations inner{.rows = pairs, .n = inner_dim};
   inner.f32 = run->Take<float>(Product(pairs, inner_dim));
   if (inner_dim % 32 == 0) {
     inner.q8 = run->Take<uint8_t>(static_cast<size_t>(pairs) *
                                   cuda::Q8RowBytes(static_cast<size_t>(inner_dim)));
   }
-  float* down = run->Take<float>(Product(pairs, w.down.rows / experts.num_experts));
-
+  GateUpByPair(run, experts, picks, x, inner);
+  const DeviceMatrix& w = experts.ffn.down;
+  const int hidden = w.rows / experts.num_experts;
+  if (w.kernels->down != nullptr) {
+    run->JoinBranch();
+    LAUNCH(run, w.kernels->down({.w = w.data,
+                                 .expert_stride = static_cast<size_t>(hidden) * w.row_bytes(),
+                                 .ids = picks.ids,
+                                 .weights = picks.weights,
+                                 .rows = hidden,
+                                 .n = w.cols,
+                                 .x = inner.q8,
+                                 .tokens = run->rows,
+                                 .top_k = top_k,
+                                 .shared = shared.y,
+                                 .shared_logit = shared.logit,
+                                 .y = y},
+                                run->stream));
+    return;
+  }
+  float* down = run->Take<float>(Product(pairs, hidden));
   cuda::MatVecArgs args;
   args.tokens = pairs;
   args.experts = true;
   args.num_experts = experts.num_experts;
   args.ids = picks.ids;
-  args.pairs_per_row = top_k;
-  args.n = w.gate.cols;
-  args.parts[0] = ExpertPart(w.gate, inner_dim, experts.row_stride, gate);
-  args.x = w.gate.kernels->f32_activations ? static_cast<const void*>(x.f32) : x.q8;
-  if (w.gate.kernels == w.up.kernels) {
-    args.parts[1] = ExpertPart(w.up, inner_dim, experts.row_stride, up);
-    args.num_parts = 2;
-    LAUNCH(run, w.gate.kernels->mat_vec(args, run->stream));
-  } else {
-    LAUNCH(run, w.gate.kernels->mat_vec(args, run->stream));
-    args.parts[0] = ExpertPart(w.up, inner_dim, experts.row_stride, up);
-    args.x = w.up.kernels->f32_activations ? static_cast<const void*>(x.f32) : x.q8;
-    LAUNCH(run, w.up.kernels->mat_vec(args, run->stream));
-  }
-  LAUNCH(run, cuda::SwiGlu(gate, up, inner_dim, pairs, inner_dim, inner.out(), run->stream));
-  const int hidden = w.down.rows / experts.num_experts;
-  args.num_parts = 1;
-  args.parts[0] = ExpertPart(w.down, hidden, hidden, down);
-  args.n = w.down.cols;
-  args.x = w.down.kernels->f32_activations ? static_cast<const void*>(inner.f32) : inner.q8;
-  args.pairs_per_row = 1;
-  LAUNCH(run, w.down.kernels->mat_vec(args, run->stream));
+  args.parts[0] = ExpertPart(w, hidden, hidden, down);
+  args.n = w.cols;
+  args.x = MatVecInput(w, inner);
+  LAUNCH(run, w.kernels->mat_vec(args, run->stream));
   LAUNCH(run, cuda::CombineExperts(down, picks.ids, nullptr, nullptr, picks.weights, run->rows,
                                    top_k, hidden, false, y, run->stream));
+  run->JoinBranch();
+  AddShared(run, shared, y);
 }
 
 // C rows of the piece's experts := A rows times their matrices, unpacked one batch at a time.
@@ -156,12 +215,18 @@ void ExpertsByGroup(CudaRun* run, const DeviceExperts& experts, const Picks& pic
                                    top_k, hidden, false, y, run->stream));
 }
 
-Picks Route(CudaRun* run, const DeviceLayer& w, const DeviceActivations& x) {
+// Also the logit of the shared expert, if it has one.
+Picks Route(CudaRun* run, const DeviceLayer& w, const DeviceActivations& x, float** shared_logit) {
   const MoeConfig& moe = run->config.moe;
   float* logits = run->Take<float>(Product(run->rows, moe.num_experts));
   Picks picks{.ids = run->Take<int32_t>(Product(run->rows, moe.top_k)),
               .weights = run->Take<float>(Product(run->rows, moe.top_k))};
-  DeviceLinear(run, w.router, x, logits);
+  if (w.shared_router.empty()) {
+    DeviceLinear(run, w.router, x, logits);
+  } else {
+    *shared_logit = run->Take<float>(static_cast<size_t>(run->rows));
+    DeviceLinears(run, x, {{&w.router, logits}, {&w.shared_router, *shared_logit}});
+  }
   cuda::RouterArgs args;
   args.logits = logits;
   args.bias = w.router_bias;
@@ -215,42 +280,43 @@ namespace {
 // Its scratch memory stays taken.
 void Dense(CudaRun* run, const DeviceFfn& w, const DeviceActivations& x, float* y) {
   const int inner_dim = w.gate.rows;
-  float* gate = run->Take<float>(Product(run->rows, inner_dim));
-  float* up = run->Take<float>(Product(run->rows, inner_dim));
   const DeviceActivations inner = run->TakeActivations(run->rows, inner_dim);
-  DeviceLinearPair(run, w.gate, w.up, x, gate, up);
-  LAUNCH(run, cuda::SwiGlu(gate, up, inner_dim, run->rows, inner_dim, inner.out(), run->stream));
+  if (run->rows == 1 && run->decode() && FusesGateUp(w, inner_dim)) {
+    LAUNCH(run, w.gate.kernels->gate_up({.gate = w.gate.data,
+                                         .up = w.up.data,
+                                         .rows = inner_dim,
+                                         .n = w.gate.cols,
+                                         .x = x.q8,
+                                         .pairs = 1,
+                                         .out = inner.out()},
+                                        run->stream));
+  } else {
+    float* gate = run->Take<float>(Product(run->rows, inner_dim));
+    float* up = run->Take<float>(Product(run->rows, inner_dim));
+    DeviceLinears(run, x, {{&w.gate, gate}, {&w.up, up}});
+    LAUNCH(run, cuda::SwiGlu(gate, up, inner_dim, run->rows, inner_dim, inner.out(), run->stream));
+  }
   DeviceLinear(run, w.down, inner, y);
 }
 
-// The expert of every token: y, to be scaled by sigmoid(logit) unless that is null.
-struct SharedExpert {
-  float* y = nullptr;
-  float* logit = nullptr;
-};
-
-SharedExpert Shared(CudaRun* run, const DeviceLayer& w, const DeviceActivations& x) {
-  SharedExpert shared;
-  if (w.shared.gate.empty()) return shared;
-  shared.y = run->Take<float>(Product(run->rows, run->config.hidden_dim));
-  if (!w.shared_router.empty()) {
-    shared.logit = run->Take<float>(static_cast<size_t>(run->rows));
-    DeviceLinear(run, w.shared_router, x, shared.logit);
-  }
-  Dense(run, w.shared, x, shared.y);
-  return shared;
+float* SharedExpertOutput(CudaRun* run, const DeviceLayer& w, const DeviceActivations& x) {
+  if (w.shared.gate.empty()) return nullptr;
+  float* y = run->Take<float>(Product(run->rows, run->config.hidden_dim));
+  Dense(run, w.shared, x, y);
+  return y;
 }
 
 // Experts that are on this device or are streamed to it.
 void OwnExperts(CudaRun* run, const DeviceExperts& experts, const Picks& picks,
-                const DeviceActivations& x, float* y) {
+                const SharedExpert& shared, const DeviceActivations& x, float* y) {
   const DeviceFfn& ffn = experts.ffn;
   const auto f32 = [](const DeviceMatrix& m) { return m.kernels->type == TensorType::kF32; };
   if (run->decode() || (f32(ffn.gate) && f32(ffn.up) && f32(ffn.down)) ||
       experts.expert_dim % 32 != 0) {
-    ExpertsByPair(run, experts, picks, x, y);
+    ExpertsByPair(run, experts, picks, shared, x, y);
   } else {
     ExpertsByGroup(run, experts, picks, x, y);
+    AddShared(run, shared, y);
   }
 }
 
@@ -270,19 +336,16 @@ void DeviceMoe(CudaRun* run, int layer, const DeviceLayer& w, const DeviceActiva
                                                            : nullptr;
   if (experts != nullptr) {
     run->BeginBranch();
-    shared = Shared(run, w, x);
+    shared.y = SharedExpertOutput(run, w, x);
     run->EndBranch();
-    OwnExperts(run, *experts, Route(run, w, x), x, y);
-    run->JoinBranch();
+    const Picks picks = Route(run, w, x, &shared.logit);
+    OwnExperts(run, *experts, picks, shared, x, y);
   } else {
     // The shared expert, while others work on the routed ones.
-    PostRemote(run, layer, Route(run, w, x), x);
-    shared = Shared(run, w, x);
+    PostRemote(run, layer, Route(run, w, x, &shared.logit), x);
+    shared.y = SharedExpertOutput(run, w, x);
     AwaitRemote(run, y);
-  }
-  if (shared.y != nullptr) {
-    LAUNCH(run, cuda::AddScaled(y, shared.y, shared.logit, run->rows, run->config.hidden_dim,
-                                run->stream));
+    AddShared(run, shared, y);
   }
 }
 

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "common/base/check.h"
 #include "worker/device/cuda/cuda_run.h"
 
 namespace packtrain {
@@ -67,21 +68,30 @@ void DeviceLinear(CudaRun* run, const DeviceMatrix& w, const DeviceActivations& 
   }
 }
 
-void DeviceLinearPair(CudaRun* run, const DeviceMatrix& a, const DeviceMatrix& b,
-                      const DeviceActivations& x, float* y_a, float* y_b) {
-  if (x.rows <= kDecodeRows && a.kernels == b.kernels) {
-    cuda::MatVecArgs args;
-    args.parts[0] = Part(a, y_a);
-    args.parts[1] = Part(b, y_b);
-    args.num_parts = 2;
-    args.n = a.cols;
-    args.x = MatVecInput(a, x);
-    args.tokens = x.rows;
-    LAUNCH(run, a.kernels->mat_vec(args, run->stream));
+void DeviceLinears(CudaRun* run, const DeviceActivations& x,
+                   std::initializer_list<DeviceProduct> products) {
+  if (x.rows > kDecodeRows) {
+    for (const DeviceProduct& product : products) DeviceLinear(run, *product.w, x, product.y);
     return;
   }
-  DeviceLinear(run, a, x, y_a);
-  DeviceLinear(run, b, x, y_b);
+  CHECK(products.size() <= size_t{cuda::kMaxMatVecParts});
+  bool done[cuda::kMaxMatVecParts] = {};
+  for (size_t i = 0; i < products.size(); ++i) {
+    const DeviceMatrix& first = *products.begin()[i].w;
+    cuda::MatVecArgs args;
+    args.num_parts = 0;
+    for (size_t k = i; k < products.size(); ++k) {
+      const DeviceProduct& product = products.begin()[k];
+      if (done[k] || product.w->kernels != first.kernels) continue;
+      args.parts[args.num_parts++] = Part(*product.w, product.y);
+      done[k] = true;
+    }
+    if (args.num_parts == 0) continue;
+    args.n = first.cols;
+    args.x = MatVecInput(first, x);
+    args.tokens = x.rows;
+    LAUNCH(run, first.kernels->mat_vec(args, run->stream));
+  }
 }
 
 void DeviceLinearPerHead(CudaRun* run, const DeviceMatrix& w, int heads, const DeviceActivations& x,

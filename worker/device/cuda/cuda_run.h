@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <initializer_list>
 #include <string_view>
 #include <vector>
 
@@ -84,6 +85,7 @@ struct CudaRun {
   DeviceBatch batch;
   float* cos_sin = nullptr;      // [rows, rope.dims / 2] pairs
   int32_t* selection = nullptr;  // [rows, indexer.top_k]
+  int32_t* arrived = nullptr;    // [kDecodeRows, num_key_heads] of Gated DeltaNet, zeros
   bool sparse() const { return config.indexer.top_k > 0 && max_position >= config.indexer.top_k; }
   bool decode() const { return rows <= kDecodeRows; }
   cuda::KvRows at() const { return {batch.page_tables, batch.table_offset, batch.positions, rows}; }
@@ -159,9 +161,13 @@ void DeviceLinear(CudaRun* run, const DeviceMatrix& w, const DeviceActivations& 
 // The same per head: w holds `heads` matrices, x [rows * heads, cols] rows with the head fastest.
 void DeviceLinearPerHead(CudaRun* run, const DeviceMatrix& w, int heads, const DeviceActivations& x,
                          float* y, int y_stride);
-// Two products of one input, in one launch where the types allow.
-void DeviceLinearPair(CudaRun* run, const DeviceMatrix& a, const DeviceMatrix& b,
-                      const DeviceActivations& x, float* y_a, float* y_b);
+struct DeviceProduct {
+  const DeviceMatrix* w = nullptr;
+  float* y = nullptr;
+};
+// Products of one input, in as few launches as the types allow.
+void DeviceLinears(CudaRun* run, const DeviceActivations& x,
+                   std::initializer_list<DeviceProduct> products);
 
 // Each reads x (normed) and writes y [rows, hidden_dim].
 void DeviceMla(CudaRun* run, int layer, const DeviceLayer& weights, const DeviceLayerCache& cache,

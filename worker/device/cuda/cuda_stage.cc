@@ -101,6 +101,8 @@ absl::Status CudaStage::Open(const ModelTensors& tensors, const WeightSource& so
   RETURN_IF_CUDA(cuda::PrepareDevice());
   RETURN_IF_ERROR(cache_memory_.Allocate("the KV cache", true));
   RETURN_IF_ERROR(buffers_.Allocate("buffers", false));
+  RETURN_IF_CUDA(cudaMemset(
+      run_.arrived, 0, Product(kDecodeRows, config_.delta_net.num_key_heads) * sizeof(int32_t)));
   run_.batch.table_offset = run_.batch.positions + spec_.max_tokens;
   run_.batch.row_offset = run_.batch.table_offset + spec_.max_tokens;
   run_.batch.slots = run_.batch.row_offset + spec_.num_slots + 1;
@@ -203,8 +205,12 @@ void CudaStage::PlanBuffers() {
   buffers_.Add(&frequencies_, static_cast<size_t>(config_.rope.dims / 2));
   buffers_.Add(&run_.selection, Product(rows, config_.indexer.top_k));
   buffers_.Add(&copies_, 2 * kMaxPageCopies);
+  buffers_.Add(&run_.arrived, Product(kDecodeRows, config_.delta_net.num_key_heads));
   if (spec_.embeds) buffers_.Add(&embedded_, static_cast<size_t>(rows) * embedding_.row_bytes());
-  if (spec_.has_head) buffers_.Add(&device_logits_, Product(kDecodeRows, config_.vocab_size));
+  if (spec_.has_head) {
+    buffers_.Add(&device_logits_, Product(kDecodeRows, config_.vocab_size));
+    sampler_.Plan(&buffers_, config_.vocab_size);
+  }
   if (rows > kDecodeRows) {
     run_.unpacked_capacity = kUnpackedElements;
     buffers_.Add(&run_.unpacked, run_.unpacked_capacity);
@@ -253,6 +259,7 @@ absl::Status CudaStage::AllocateHost() {
   if (spec_.has_head) {
     ASSIGN_OR_RETURN(logits_host_, PinnedMemory::Allocate(Product(kDecodeRows, config_.vocab_size) *
                                                           sizeof(float)));
+    RETURN_IF_ERROR(sampler_.Open());
   }
   const std::vector<double> frequencies = RopeFrequencies(config_.rope);
   RETURN_IF_CUDA(cudaMemcpy(frequencies_, frequencies.data(), frequencies.size() * sizeof(double),
@@ -499,6 +506,23 @@ void CudaStage::RunDecodeStep() {
   run_.status.Update(found->second->Replay(run_.stream));
 }
 
+void CudaStage::ComputeLogits(std::span<const int> rows) {
+  const ScratchScope scope(&run_);
+  const int ubatch_rows = run_.rows;
+  run_.rows = static_cast<int>(rows.size());
+  const DeviceActivations normed = run_.TakeActivations(run_.rows, config_.hidden_dim);
+  for (size_t i = 0; i < rows.size(); ++i) {
+    DeviceActivations one = normed;
+    one.f32 += i * static_cast<size_t>(normed.n);
+    if (one.q8 != nullptr) one.q8 += i * cuda::Q8RowBytes(static_cast<size_t>(normed.n));
+    float* hidden = hidden_ + Product(rows[i], config_.hidden_dim);
+    LAUNCH(&run_, cuda::RmsNorm(hidden, config_.hidden_dim, nullptr, output_norm_, config_.rms_eps,
+                                1, config_.hidden_dim, one.out(), run_.stream));
+  }
+  DeviceLinear(&run_, output_, normed, device_logits_);
+  run_.rows = ubatch_rows;
+}
+
 absl::Status CudaStage::RunHead(const Ubatch& ubatch) {
   std::vector<int> wanted;
   int row = 0;
@@ -508,6 +532,17 @@ absl::Status CudaStage::RunHead(const Ubatch& ubatch) {
         wanted.push_back(row);
     }
   }
+  logits_view_ = {};
+  sampler_.Clear();
+  if (wanted.empty()) return run_.status;
+  bool computed = false;
+  if (sampler_.Takes(ubatch)) {
+    ComputeLogits(wanted);
+    sampler_.Enqueue(&run_, ubatch, device_logits_);
+    LAUNCH(&run_, cudaStreamSynchronize(run_.stream));
+    if (!run_.status.ok() || sampler_.Finish(ubatch)) return run_.status;
+    computed = true;
+  }
   const auto vocab = static_cast<size_t>(config_.vocab_size);
   // What comes in one piece stays where it arrives.
   const bool collect = wanted.size() > kDecodeRows;
@@ -515,29 +550,15 @@ absl::Status CudaStage::RunHead(const Ubatch& ubatch) {
   auto* const host = reinterpret_cast<float*>(logits_host_->data());
   if (collect && logits_.size() < num_logits) logits_.resize(num_logits);
   logits_view_ = {collect ? logits_.data() : host, num_logits};
-  const int rows = run_.rows;
   for (size_t first = 0; first < wanted.size(); first += kDecodeRows) {
-    const int count = static_cast<int>(std::min<size_t>(kDecodeRows, wanted.size() - first));
-    const ScratchScope scope(&run_);
-    run_.rows = count;
-    const DeviceActivations normed = run_.TakeActivations(count, config_.hidden_dim);
-    for (int i = 0; i < count; ++i) {
-      DeviceActivations one = normed;
-      one.f32 += Product(i, normed.n);
-      if (one.q8 != nullptr)
-        one.q8 += static_cast<size_t>(i) * cuda::Q8RowBytes(static_cast<size_t>(normed.n));
-      float* hidden = hidden_ + Product(wanted[first + static_cast<size_t>(i)], config_.hidden_dim);
-      LAUNCH(&run_, cuda::RmsNorm(hidden, config_.hidden_dim, nullptr, output_norm_,
-                                  config_.rms_eps, 1, config_.hidden_dim, one.out(), run_.stream));
-    }
-    DeviceLinear(&run_, output_, normed, device_logits_);
-    const size_t bytes = static_cast<size_t>(count) * vocab * sizeof(float);
+    const size_t count = std::min<size_t>(kDecodeRows, wanted.size() - first);
+    if (!computed) ComputeLogits(std::span(wanted).subspan(first, count));
+    const size_t bytes = count * vocab * sizeof(float);
     LAUNCH(&run_,
            cudaMemcpyAsync(host, device_logits_, bytes, cudaMemcpyDeviceToHost, run_.stream));
     LAUNCH(&run_, cudaStreamSynchronize(run_.stream));
     if (collect) std::memcpy(logits_.data() + first * vocab, host, bytes);
   }
-  run_.rows = rows;
   return run_.status;
 }
 

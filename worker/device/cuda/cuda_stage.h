@@ -14,6 +14,7 @@
 #include "common/model/weight_source.h"
 #include "worker/device/cuda/cuda_memory.h"
 #include "worker/device/cuda/cuda_run.h"
+#include "worker/device/cuda/cuda_sampler.h"
 #include "worker/device/cuda/cuda_weights.h"
 #include "worker/device/cuda/expert_stream.h"
 #include "worker/device/cuda_plugin.h"
@@ -37,6 +38,7 @@ class CudaStage : public Stage {
 
   absl::Status Run(const Ubatch& ubatch, const Bundle& in, Bundle* out) override;
   std::span<const float> logits() const override { return logits_view_; }
+  const SequenceOutput* sampled(size_t index) const override { return sampler_.output(index); }
   StageMemory memory() const override { return memory_; }
 
  private:
@@ -62,6 +64,8 @@ class CudaStage : public Stage {
   void RunDecodeStep();
   absl::Status Record(CudaRecording* recording);
   absl::Status RunHead(const Ubatch& ubatch);
+  // device_logits_ := those of up to kDecodeRows rows.
+  void ComputeLogits(std::span<const int> rows);
   absl::Status WriteBundle(const Ubatch& ubatch, Bundle* out);
   bool Streams(int rows) const;
   bool SelectionCrosses(int layer) const;
@@ -79,6 +83,7 @@ class CudaStage : public Stage {
 
   CudaRun run_;
   ExpertStream expert_stream_;
+  CudaSampler sampler_;
   int num_tables_ = 0;  // page table entries that a ubatch may bring
 
   DevicePlan weights_, cache_memory_, buffers_;

@@ -9,6 +9,8 @@ constexpr int kThreads = 256;
 
 __global__ void __launch_bounds__(kThreads)
     ConvertKernel(const float* x, int n, int stride, ActivationOut out) {
+  LetNextBegin();
+  AwaitPrevious();
   const float* row = x + static_cast<size_t>(blockIdx.x) * stride;
   int i = blockIdx.y * kThreads + threadIdx.x;
   if (i < n) Emit(out, blockIdx.x, n, i, row[i]);
@@ -23,11 +25,17 @@ __global__ void __launch_bounds__(1024)
   float* row = h + static_cast<size_t>(blockIdx.x) * stride;
   const float* d = delta != nullptr ? delta + static_cast<size_t>(blockIdx.x) * n : nullptr;
   float v[kPer], w[kPer];
+  LetNextBegin();
+#pragma unroll
+  for (int k = 0; k < kPer; ++k) {
+    int i = threadIdx.x + k * blockDim.x;
+    w[k] = i < n ? weight[i] : 0.0f;
+  }
+  AwaitPrevious();
 #pragma unroll
   for (int k = 0; k < kPer; ++k) {
     int i = threadIdx.x + k * blockDim.x;
     v[k] = i < n ? row[i] : 0.0f;
-    w[k] = i < n ? weight[i] : 0.0f;
   }
   if (d != nullptr) {
 #pragma unroll
@@ -56,6 +64,8 @@ __global__ void __launch_bounds__(128)
     LayerNormKernel(const float* x, float* y, int stride, const float* weight, const float* bias,
                     float eps, int n) {
   __shared__ float scratch[33];
+  LetNextBegin();
+  AwaitPrevious();
   const float* from = x + static_cast<size_t>(blockIdx.x) * stride;
   float* to = y + static_cast<size_t>(blockIdx.x) * stride;
   float sum = 0;
@@ -73,6 +83,8 @@ __global__ void __launch_bounds__(128)
 
 __global__ void __launch_bounds__(kThreads)
     SwiGluKernel(const float* gate, const float* up, int stride, int n, ActivationOut out) {
+  LetNextBegin();
+  AwaitPrevious();
   size_t row = blockIdx.x;
   int i = blockIdx.y * kThreads + threadIdx.x;
   if (i < n) Emit(out, row, n, i, Silu(gate[row * stride + i]) * up[row * stride + i]);
@@ -81,6 +93,8 @@ __global__ void __launch_bounds__(kThreads)
 __global__ void __launch_bounds__(kThreads)
     SigmoidGateKernel(const float* x, const float* gate, int gate_stride, int gate_head_stride,
                       int head_dim, int n, ActivationOut out) {
+  LetNextBegin();
+  AwaitPrevious();
   size_t row = blockIdx.x;
   int i = blockIdx.y * kThreads + threadIdx.x;
   if (i >= n) return;
@@ -91,6 +105,8 @@ __global__ void __launch_bounds__(kThreads)
 
 __global__ void __launch_bounds__(kThreads)
     AddScaledKernel(float* y, const float* x, const float* scale_logit, int n) {
+  LetNextBegin();
+  AwaitPrevious();
   size_t row = blockIdx.x;
   int i = blockIdx.y * kThreads + threadIdx.x;
   float scale = scale_logit != nullptr ? Sigmoid(scale_logit[row]) : 1.0f;
@@ -98,6 +114,8 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 __global__ void __launch_bounds__(kThreads) AddBiasKernel(float* y, const float* bias, int n) {
+  LetNextBegin();
+  AwaitPrevious();
   int i = blockIdx.y * kThreads + threadIdx.x;
   if (i < n) y[blockIdx.x * static_cast<size_t>(n) + i] += bias[i];
 }
@@ -114,6 +132,8 @@ __global__ void RopeTableKernel(const int32_t* positions, const double* frequenc
 
 __global__ void RopeKernel(float* x, int heads, int row_stride, int head_stride, RopeKind kind,
                            const float2* cos_sin, int pairs) {
+  LetNextBegin();
+  AwaitPrevious();
   size_t row = blockIdx.x;
   for (int i = blockIdx.y * kThreads + threadIdx.x; i < heads * pairs; i += gridDim.y * kThreads) {
     int pair = i % pairs;
@@ -131,6 +151,8 @@ __global__ void RopeKernel(float* x, int heads, int row_stride, int head_stride,
 __global__ void GatedRmsNormKernel(const float* x, const float* z, const float* weight, float eps,
                                    int heads, ActivationOut out) {
   __shared__ float scratch[33];
+  LetNextBegin();
+  AwaitPrevious();
   size_t head = blockIdx.x, i = head * blockDim.x + threadIdx.x;
   int dim = blockDim.x;
   float v = x[i];
@@ -144,8 +166,8 @@ __global__ void GatedRmsNormKernel(const float* x, const float* z, const float* 
 int Convert(const float* x, int rows, int n, int stride, ActivationOut out, Stream stream) {
   if (n % 32 != 0 && out.q8 != nullptr) return static_cast<int>(cudaErrorInvalidValue);
   if (rows == 0) return 0;
-  ConvertKernel<<<dim3(rows, CeilDiv(n, kThreads)), kThreads, 0, stream>>>(x, n, stride, out);
-  return LastLaunch();
+  return Launch(ConvertKernel, dim3(rows, CeilDiv(n, kThreads)), kThreads, 0, stream, x, n, stride,
+                out);
 }
 
 int RmsNorm(float* h, int stride, const float* delta, const float* weight, float eps, int rows,
@@ -156,51 +178,44 @@ int RmsNorm(float* h, int stride, const float* delta, const float* weight, float
   }
   if (rows == 0) return 0;
   // The number of threads fixes the order of the sum, so it depends on n alone.
-  int threads = n >= 4096 ? 1024 : (n >= 1024 ? 256 : 128);
-  if (n <= 2 * threads) {
-    RmsNormKernel<2><<<rows, threads, 0, stream>>>(h, stride, delta, weight, eps, n, out);
-  } else if (n <= 8 * threads) {
-    RmsNormKernel<8><<<rows, threads, 0, stream>>>(h, stride, delta, weight, eps, n, out);
-  } else {
-    RmsNormKernel<16><<<rows, threads, 0, stream>>>(h, stride, delta, weight, eps, n, out);
-  }
-  return LastLaunch();
+  int threads = n >= 2048 ? 1024 : (n >= 1024 ? 256 : 128);
+  const auto kernel = n <= 2 * threads   ? RmsNormKernel<2>
+                      : n <= 8 * threads ? RmsNormKernel<8>
+                                         : RmsNormKernel<16>;
+  return Launch(kernel, rows, threads, 0, stream, h, stride, delta, weight, eps, n, out);
 }
 
 int LayerNorm(const float* x, float* y, int stride, const float* weight, const float* bias,
               float eps, int rows, int n, Stream stream) {
   if (rows == 0) return 0;
-  LayerNormKernel<<<rows, 128, 0, stream>>>(x, y, stride, weight, bias, eps, n);
-  return LastLaunch();
+  return Launch(LayerNormKernel, rows, 128, 0, stream, x, y, stride, weight, bias, eps, n);
 }
 
 int SwiGlu(const float* gate, const float* up, int stride, int rows, int n, ActivationOut out,
            Stream stream) {
   if (n % 32 != 0 && out.q8 != nullptr) return static_cast<int>(cudaErrorInvalidValue);
   if (rows == 0) return 0;
-  SwiGluKernel<<<dim3(rows, CeilDiv(n, kThreads)), kThreads, 0, stream>>>(gate, up, stride, n, out);
-  return LastLaunch();
+  return Launch(SwiGluKernel, dim3(rows, CeilDiv(n, kThreads)), kThreads, 0, stream, gate, up,
+                stride, n, out);
 }
 
 int SigmoidGate(const float* x, const float* gate, int gate_stride, int gate_head_stride,
                 int head_dim, int rows, int n, ActivationOut out, Stream stream) {
   if (n % 32 != 0 && out.q8 != nullptr) return static_cast<int>(cudaErrorInvalidValue);
   if (rows == 0) return 0;
-  SigmoidGateKernel<<<dim3(rows, CeilDiv(n, kThreads)), kThreads, 0, stream>>>(
-      x, gate, gate_stride, gate_head_stride, head_dim, n, out);
-  return LastLaunch();
+  return Launch(SigmoidGateKernel, dim3(rows, CeilDiv(n, kThreads)), kThreads, 0, stream, x, gate,
+                gate_stride, gate_head_stride, head_dim, n, out);
 }
 
 int AddScaled(float* y, const float* x, const float* scale_logit, int rows, int n, Stream stream) {
   if (rows == 0) return 0;
-  AddScaledKernel<<<dim3(rows, CeilDiv(n, kThreads)), kThreads, 0, stream>>>(y, x, scale_logit, n);
-  return LastLaunch();
+  return Launch(AddScaledKernel, dim3(rows, CeilDiv(n, kThreads)), kThreads, 0, stream, y, x,
+                scale_logit, n);
 }
 
 int AddBias(float* y, const float* bias, int rows, int n, Stream stream) {
   if (rows == 0) return 0;
-  AddBiasKernel<<<dim3(rows, CeilDiv(n, kThreads)), kThreads, 0, stream>>>(y, bias, n);
-  return LastLaunch();
+  return Launch(AddBiasKernel, dim3(rows, CeilDiv(n, kThreads)), kThreads, 0, stream, y, bias, n);
 }
 
 int RopeTable(const int32_t* positions, const double* frequencies, float magnitude, int rows,
@@ -215,9 +230,8 @@ int Rope(float* x, int rows, int heads, int row_stride, int head_stride, RopeKin
          const float* cos_sin, int pairs, Stream stream) {
   if (rows == 0) return 0;
   dim3 grid(rows, std::min(8, CeilDiv(heads * pairs, kThreads)));
-  RopeKernel<<<grid, kThreads, 0, stream>>>(x, heads, row_stride, head_stride, kind,
-                                            reinterpret_cast<const float2*>(cos_sin), pairs);
-  return LastLaunch();
+  return Launch(RopeKernel, grid, kThreads, 0, stream, x, heads, row_stride, head_stride, kind,
+                reinterpret_cast<const float2*>(cos_sin), pairs);
 }
 
 int GatedRmsNorm(const float* x, const float* z, const float* weight, float eps, int rows,
@@ -225,8 +239,7 @@ int GatedRmsNorm(const float* x, const float* z, const float* weight, float eps,
   if (dim > 1024 || (out.q8 != nullptr && dim % 32 != 0))
     return static_cast<int>(cudaErrorInvalidValue);
   if (rows == 0) return 0;
-  GatedRmsNormKernel<<<rows * heads, dim, 0, stream>>>(x, z, weight, eps, heads, out);
-  return LastLaunch();
+  return Launch(GatedRmsNormKernel, rows * heads, dim, 0, stream, x, z, weight, eps, heads, out);
 }
 
 }  // namespace packtrain::cuda

@@ -11,6 +11,8 @@ constexpr int kMaxValues = 8;  // v_dim / kThreads
 // A block per (split, head, row): scores of 64 entries at a time, a warp per entry; then the
 // values, a thread per dimension.
 __global__ void __launch_bounds__(kThreads) AttentionKernel(AttentionArgs args) {
+  LetNextBegin();
+  AwaitPrevious();
   __shared__ float scores[64];
   __shared__ const uint8_t* value_rows[64];
   int split = blockIdx.x, head = blockIdx.y, row = blockIdx.z;
@@ -76,6 +78,8 @@ __global__ void __launch_bounds__(kThreads) AttentionKernel(AttentionArgs args) 
 
 // A block per (head, row): splits in order.
 __global__ void __launch_bounds__(kThreads) CombineKernel(AttentionArgs args) {
+  LetNextBegin();
+  AwaitPrevious();
   int head = blockIdx.x, row = blockIdx.y;
   int used = SplitOf(EntryCount(args, row), args.max_splits, 0).used;
   size_t first = PartialIndex(args, row, head, 0);
@@ -103,8 +107,20 @@ __global__ void __launch_bounds__(kThreads) CombineKernel(AttentionArgs args) {
   }
   for (int i = 0; i < kMaxValues; ++i) {
     int d = threadIdx.x + i * kThreads;
-    if (d < args.v_dim)
-      args.out[(static_cast<size_t>(row) * args.heads + head) * args.v_dim + d] = acc[i] / sum;
+    if (d >= args.v_dim) continue;
+    float v = acc[i] / sum;
+    int64_t head_row = static_cast<int64_t>(row) * args.heads + head;
+    if (args.out != nullptr) args.out[head_row * args.v_dim + d] = v;
+    const AttentionOut& emit = args.emit;
+    if (emit.gate != nullptr) {
+      v *= Sigmoid(emit.gate[static_cast<size_t>(row) * emit.gate_stride +
+                             static_cast<size_t>(head) * emit.gate_head_stride + d]);
+    }
+    if (emit.per_head) {
+      Emit(emit.values, head_row, args.v_dim, d, v);
+    } else {
+      Emit(emit.values, row, args.heads * args.v_dim, head * args.v_dim + d, v);
+    }
   }
 }
 
@@ -118,7 +134,7 @@ int Attention(const AttentionArgs& args, Stream stream) {
   if (args.kv_heads < 1 || args.heads % args.kv_heads != 0 || args.v_dim > kThreads * kMaxValues ||
       ((args.type == KvType::kQ8_0 || args.type == KvType::kQ4_1) &&
        (args.k_dim % 32 != 0 || args.v_dim % 32 != 0)) ||
-      args.max_splits < 1 ||
+      args.max_splits < 1 || (args.emit.values.q8 != nullptr && args.v_dim % 32 != 0) ||
       (args.v_cache == nullptr && (args.kv_heads != 1 || args.v_dim > args.k_dim))) {
     return static_cast<int>(cudaErrorInvalidValue);
   }
@@ -126,11 +142,13 @@ int Attention(const AttentionArgs& args, Stream stream) {
   int code = AttentionTensorCores(args, stream);
   if (code > 0) return code;
   if (code < 0) {
-    AttentionKernel<<<dim3(args.max_splits, args.heads, args.at.rows), kThreads, 0, stream>>>(args);
+    code = Launch(AttentionKernel, dim3(args.max_splits, args.heads, args.at.rows), kThreads, 0,
+                  stream, args);
   }
+  if (code != 0) return code;
   if (args.max_splits > 1)
-    CombineKernel<<<dim3(args.heads, args.at.rows), kThreads, 0, stream>>>(args);
-  return LastLaunch();
+    return Launch(CombineKernel, dim3(args.heads, args.at.rows), kThreads, 0, stream, args);
+  return 0;
 }
 
 }  // namespace packtrain::cuda

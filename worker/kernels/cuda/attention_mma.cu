@@ -64,6 +64,8 @@ __global__ void __launch_bounds__(kThreads)
                        const __grid_constant__ Tiling tiling) {
   using S = Shape<kK, kV, kShared, kMTiles>;
   extern __shared__ __align__(16) uint8_t shared[];
+  LetNextBegin();
+  AwaitPrevious();
   auto q_tile = reinterpret_cast<__half*>(shared + S::kQ);
   auto k_tile = reinterpret_cast<__half*>(shared + S::kKeys);
   auto v_tile = reinterpret_cast<__half*>(shared + S::kValues);
@@ -238,9 +240,8 @@ int Launch(const AttentionArgs& args, Stream stream) {
   tiling.tokens_per_block = args.consecutive ? S::kRows / tiling.heads_per_block : 1;
   dim3 grid(args.max_splits, args.kv_heads * tiling.head_groups,
             CeilDiv(args.at.rows, tiling.tokens_per_block));
-  AttentionMmaKernel<kK, kV, kShared, kMTiles>
-      <<<grid, kThreads, S::kSharedBytes, stream>>>(args, tiling);
-  return LastLaunch();
+  return packtrain::cuda::Launch(AttentionMmaKernel<kK, kV, kShared, kMTiles>, grid, kThreads,
+                                 S::kSharedBytes, stream, args, tiling);
 }
 
 }  // namespace

@@ -27,6 +27,46 @@ inline int SmCount() {
 
 constexpr int CeilDiv(int a, int b) { return (a + b - 1) / b; }
 
+// Whether kernels of this build can begin before the one in front of them has ended: programmatic
+// dependent launch, sm_90 and later.
+bool LaunchesOverlap();
+
+// Launches a kernel that calls AwaitPrevious before it touches what earlier kernels make.
+template <typename... Params, typename... Args>
+int Launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_bytes, Stream stream,
+           const Args&... args) {
+  cudaLaunchAttribute overlap = {};
+  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  overlap.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = grid;
+  config.blockDim = block;
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = stream;
+  config.attrs = &overlap;
+  config.numAttrs = LaunchesOverlap() ? 1 : 0;
+  return static_cast<int>(cudaLaunchKernelEx(&config, kernel, static_cast<Params>(args)...));
+}
+
+// First of all in a kernel: the next one may be brought onto the device beside this one.
+__device__ inline void LetNextBegin() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::);
+#endif
+}
+// Waits for all earlier kernels and their writes. Weights may be read before.
+__device__ inline void AwaitPrevious() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+// Asks for the bytes at p to be brought into the L2 cache, by one warp.
+__device__ inline void PrefetchByWarp(const uint8_t* p, int bytes) {
+  for (int i = threadIdx.x % 32 * 128; i < bytes; i += 32 * 128)
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(p + i));
+}
+
 __device__ inline float WarpSum(float v) {
   for (int o = 16; o > 0; o >>= 1) v += __shfl_xor_sync(~0u, v, o);
   return v;

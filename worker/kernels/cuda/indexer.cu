@@ -9,6 +9,8 @@ constexpr int kThreads = 128, kTile = 64, kDim = 128, kPitch = kDim + 8, kMaxHea
 
 // Any dimensions, in f32: a warp per position.
 __global__ void __launch_bounds__(kThreads) ScoresKernel(IndexerArgs args) {
+  LetNextBegin();
+  AwaitPrevious();
   __shared__ float q[kMaxHeads * kDim];
   int row = blockIdx.y, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   int position = args.at.positions[row];
@@ -45,6 +47,8 @@ __global__ void __launch_bounds__(kThreads) ScoresKernel(IndexerArgs args) {
 // Tensor cores, dim 128: a warp per 16 positions, which are the rows of the product; heads its
 // columns.
 __global__ void __launch_bounds__(kThreads) ScoresMmaKernel(IndexerArgs args) {
+  LetNextBegin();
+  AwaitPrevious();
   __shared__ __align__(16) __half q[kMaxHeads * kPitch];
   __shared__ __align__(16) __half keys[kTile * kPitch];
   __shared__ float w[kMaxHeads];
@@ -126,12 +130,10 @@ int IndexerScores(const IndexerArgs& args, Stream stream) {
   if (args.at.rows == 0 || args.columns == 0) return 0;
   if (args.dim == kDim && args.heads % 8 == 0 && args.type != KvType::kF32) {
     int blocks = std::min(CeilDiv(args.columns, kTile), std::max(1, 8 * SmCount() / args.at.rows));
-    ScoresMmaKernel<<<dim3(blocks, args.at.rows), kThreads, 0, stream>>>(args);
-  } else {
-    int blocks = std::min(CeilDiv(args.columns, 4), std::max(1, 16 * SmCount() / args.at.rows));
-    ScoresKernel<<<dim3(blocks, args.at.rows), kThreads, 0, stream>>>(args);
+    return Launch(ScoresMmaKernel, dim3(blocks, args.at.rows), kThreads, 0, stream, args);
   }
-  return LastLaunch();
+  int blocks = std::min(CeilDiv(args.columns, 4), std::max(1, 16 * SmCount() / args.at.rows));
+  return Launch(ScoresKernel, dim3(blocks, args.at.rows), kThreads, 0, stream, args);
 }
 
 }  // namespace packtrain::cuda

@@ -94,9 +94,11 @@ struct MatVecPart {
   int rows = 0;
 };
 
+inline constexpr int kMaxMatVecParts = 4;
+
 // Several matrices of one type that read the same activations.
 struct MatVecArgs {
-  MatVecPart parts[3];
+  MatVecPart parts[kMaxMatVecParts];
   int num_parts = 1;
   int n = 0;
   const void* x = nullptr;  // Q8 rows; f32 rows for F32, F16, BF16
@@ -111,12 +113,49 @@ struct MatVecArgs {
   int pairs_per_row = 1;
 };
 
+// out[p] = silu(gate_e x) * (up_e x) for pairs p of a row and an expert; bits as MatVec and SwiGlu
+// give.
+struct GateUpArgs {
+  const void* gate = nullptr;  // of expert 0: `rows` rows of n weights
+  const void* up = nullptr;
+  size_t expert_stride = 0;      // bytes, of both
+  const int32_t* ids = nullptr;  // [pairs]; negative ones are skipped. Null: expert 0
+  int rows = 0;                  // % 32 == 0
+  int n = 0;
+  const void* x = nullptr;  // Q8 rows; pair p reads row p / pairs_per_row
+  int pairs = 0;
+  int pairs_per_row = 1;
+  ActivationOut out;  // [pairs, rows]
+};
+
+inline constexpr int kMaxPicks = 32;
+
+// y[t] = sum over picks k, in order, of weights[t, k] * (w_e x[t, k]) + shared[t] *
+// sigmoid(shared_logit[t]); bits as MatVec, CombineExperts and AddScaled give.
+struct DownArgs {
+  const void* w = nullptr;         // of expert 0: `rows` rows of n weights
+  size_t expert_stride = 0;        // bytes
+  const int32_t* ids = nullptr;    // [tokens, top_k]; negative ones add nothing
+  const float* weights = nullptr;  // [tokens, top_k]
+  int rows = 0;
+  int n = 0;
+  const void* x = nullptr;  // Q8 rows [tokens * top_k]
+  int tokens = 0;
+  int top_k = 0;                        // <= kMaxPicks
+  const float* shared = nullptr;        // [tokens, rows], may be null
+  const float* shared_logit = nullptr;  // [tokens], null: factor 1
+  float* y = nullptr;                   // [tokens, rows]
+};
+
 // Kernels of one weight type.
 struct WeightKernels {
   TensorType type;
   bool f32_activations;  // MatVec reads f32 rows instead of Q8 rows
   // Products of 1..8 tokens or of (token, expert) pairs; one pass over the weights, memory-bound.
   int (*mat_vec)(const MatVecArgs& args, Stream stream);
+  // Null with f32_activations.
+  int (*gate_up)(const GateUpArgs& args, Stream stream);
+  int (*down)(const DownArgs& args, Stream stream);
   // values [count] of the blocks at w, or of rows row_ids[0..) of n weights if row_ids.
   // f32 bit for bit as Decode of common/quant; bf16 rounds to nearest even.
   int (*decode_f32)(const void* w, size_t count, const int32_t* row_ids, int n, float* values,
@@ -158,7 +197,7 @@ struct RouterArgs {
   const float* bias = nullptr;    // [num_experts] or null; for the selection only
   int tokens = 0;
   int num_experts = 0;  // <= 512
-  int top_k = 0;        // <= 32
+  int top_k = 0;        // <= kMaxPicks
   bool sigmoid = false;
   int groups = 0;  // > 1: only experts of the `groups_used` best groups
   int groups_used = 0;
@@ -219,6 +258,62 @@ int KvStore(const KvRows& at, const float* x, int stride, int n, KvType type, vo
 int KvCopyPages(const int32_t* from, const int32_t* to, int count, size_t page_bytes, void* cache,
                 Stream stream);
 
+// Heads of a decode step between the projections and attention: norms, RoPE, new cache rows.
+struct GqaHeadsArgs {
+  KvRows at;
+  const float* q = nullptr;  // head h of row r at q[r * q_stride + h * q_head_stride]
+  int q_stride = 0;
+  int q_head_stride = 0;
+  const float* k = nullptr;  // [rows, kv_heads, k_dim]
+  const float* v = nullptr;  // [rows, kv_heads, v_dim]
+  int heads = 0;
+  int kv_heads = 0;
+  int k_dim = 0;                  // < 1024; % 32 == 0 for quantised types
+  int v_dim = 0;                  // likewise
+  const float* q_norm = nullptr;  // [k_dim], null: no norm
+  const float* k_norm = nullptr;
+  float eps = 0;
+  RopeKind rope = RopeKind::kNeox;
+  const float* cos_sin = nullptr;  // [rows, pairs] pairs
+  int pairs = 0;
+  KvType type = KvType::kF16;
+  void* k_cache = nullptr;
+  void* v_cache = nullptr;
+  float* q_out = nullptr;  // [rows, heads, k_dim]
+};
+int GqaHeads(const GqaHeadsArgs& args, Stream stream);
+
+// The same of MLA: q's last 2 * pairs values go, rotated, behind the absorbed ones; kv is normed,
+// rotated and stored.
+struct MlaHeadsArgs {
+  KvRows at;
+  const float* q = nullptr;  // [rows, heads, nope + 2 * pairs]
+  int heads = 0;
+  int nope = 0;
+  const float* kv = nullptr;       // [rows, rank + 2 * pairs]
+  int rank = 0;                    // rank + 2 * pairs <= 1024, % 32 == 0 for quantised types
+  const float* kv_norm = nullptr;  // [rank]
+  float eps = 0;
+  RopeKind rope = RopeKind::kNorm;
+  const float* cos_sin = nullptr;  // [rows, pairs] pairs
+  int pairs = 0;
+  KvType type = KvType::kF16;
+  void* cache = nullptr;
+  ActivationOut q_nope;       // [rows * heads, nope]
+  float* absorbed = nullptr;  // [rows, heads, rank + 2 * pairs]; the last 2 * pairs are written
+};
+int MlaHeads(const MlaHeadsArgs& args, Stream stream);
+
+// Where attention with several splits puts its result; also instead of f32.
+struct AttentionOut {
+  ActivationOut values;  // rows of heads * v_dim values, or with `per_head` of v_dim
+  bool per_head = false;
+  // Times sigmoid of gate[row * gate_stride + head * gate_head_stride + i]; null: not.
+  const float* gate = nullptr;
+  int gate_stride = 0;
+  int gate_head_stride = 0;
+};
+
 // Attention of every row's heads over its cache positions 0 .. positions[r], or over the listed
 // ones. Query head h reads kv head h / (heads / kv_heads).
 //   q    head h of row r at q[r * q_stride + h * q_head_stride], k_dim values; 16-byte aligned
@@ -249,6 +344,7 @@ struct AttentionArgs {
   int max_splits = 1;         // of the context; the same for every decode step of an engine
   void* workspace = nullptr;  // AttentionWorkspaceBytes of it; may be null if max_splits is 1
   float* out = nullptr;
+  AttentionOut emit;  // with max_splits > 1; then v_dim % 32 == 0 for q8, and `out` may be null
 };
 size_t AttentionWorkspaceBytes(int rows, int heads, int v_dim, int max_splits);
 int Attention(const AttentionArgs& args, Stream stream);
@@ -305,15 +401,50 @@ struct DeltaNetArgs {
 };
 int DeltaNet(const DeltaNetArgs& args, Stream stream);
 
+// DeltaNet and GatedRmsNorm in one kernel, for few rows; qkv and out of DeltaNetArgs are not used.
+// v_dim <= 128, % 32 == 0.
+struct DeltaNetStepArgs {
+  const float* z = nullptr;            // [rows, v_heads, v_dim]
+  const float* norm_weight = nullptr;  // [v_dim]
+  int32_t* arrived = nullptr;          // [sequences, k_heads], zeros before and after
+  ActivationOut out;                   // [rows, v_heads * v_dim]
+};
+int DeltaNetStep(const DeltaNetArgs& args, const DeltaNetStepArgs& step, Stream stream);
+
 // out = rms(x per head, weight) * silu(z). x, z [rows, heads, dim]; dim % 32 == 0, <= 1024.
 int GatedRmsNorm(const float* x, const float* z, const float* weight, float eps, int rows,
                  int heads, int dim, ActivationOut out, Stream stream);
 
 // ---------------------------------------------------------------------------------------------
-// Sampling helpers
+// Sampling
 
-// id[r] = index of the largest of x[r], ties to the lower; log_sum_exp[r] of the row in f32.
-int ArgMax(const float* x, int rows, int n, int32_t* ids, float* log_sum_exp, Stream stream);
+inline constexpr int kMaxSampleRows = 8;
+
+// How a row's token is chosen, by the rules of worker/ops/sampler without penalties and filters.
+struct SampleRow {
+  float temperature = 0;
+  bool draws = false;       // Gumbel-max with the numbers below, else the largest
+  bool wants_sums = false;  // log_sum and relative_sum are wanted
+  uint64_t seed = 0;
+  uint32_t choice = 0;
+  uint32_t position = 0;
+};
+struct SampledRow {
+  int32_t id;  // ties to the lower
+  float logit;
+  double log_sum;       // of exp(logit)
+  double relative_sum;  // of exp((logit - largest) / temperature)
+};
+struct SampleArgs {
+  const float* logits = nullptr;  // [rows, n]
+  int n = 0;
+  int rows = 0;
+  SampleRow row[kMaxSampleRows];
+  void* workspace = nullptr;  // SampleWorkspaceBytes
+  SampledRow* out = nullptr;  // [rows]
+};
+size_t SampleWorkspaceBytes();
+int Sample(const SampleArgs& args, Stream stream);
 
 // values[r][i] = x[r][indices[r][i]], -inf where the index is negative.
 int Gather(const float* x, int rows, int n, const int32_t* indices, int k, float* values,

@@ -36,6 +36,35 @@ __device__ inline float KvValue(KvType type, const uint8_t* row, int i) {
   return 0;
 }
 
+// Value i of a cache row := v. Quantised types want a whole warp with 32 neighbours, i % 32 the
+// lane.
+__device__ inline void KvPut(KvType type, uint8_t* row, int i, float v) {
+  int lane = threadIdx.x % 32;
+  if (type == KvType::kF32) {
+    reinterpret_cast<float*>(row)[i] = v;
+  } else if (type == KvType::kF16) {
+    reinterpret_cast<__half*>(row)[i] = __float2half_rn(v);
+  } else if (type == KvType::kQ8_0) {
+    float d = WarpMax(fabsf(v)) / 127.0f;
+    float inverse = d > 0 ? 1.0f / d : 0.0f;
+    uint8_t* block = row + i / 32 * 34;
+    block[2 + lane] = static_cast<uint8_t>(static_cast<int8_t>(roundf(v * inverse)));
+    if (lane == 0) *reinterpret_cast<__half*>(block) = __float2half_rn(d);
+  } else {
+    float low = -WarpMax(-v), high = WarpMax(v);
+    float d = (high - low) / 15.0f;
+    float inverse = d > 0 ? 1.0f / d : 0.0f;
+    int q = min(15, static_cast<int>((v - low) * inverse + 0.5f));
+    int upper = __shfl_down_sync(~0u, q, 16);
+    uint8_t* block = row + i / 32 * 20;
+    if (lane < 16) block[4 + lane] = static_cast<uint8_t>(q | upper << 4);
+    if (lane == 0) {
+      reinterpret_cast<__half*>(block)[0] = __float2half_rn(d);
+      reinterpret_cast<__half*>(block)[1] = __float2half_rn(low);
+    }
+  }
+}
+
 __device__ inline uint32_t PackHalves(float a, float b) {
   __half2 h = __floats2half2_rn(a, b);
   return *reinterpret_cast<uint32_t*>(&h);

@@ -6,7 +6,6 @@ namespace packtrain::cuda {
 namespace {
 
 constexpr int kMaxPerLane = 16;  // 512 experts over 32 lanes
-constexpr int kMaxTopK = 32;
 
 // The largest of the warp's candidates, ties to the lower index.
 __device__ inline void WarpArgMax(float* value, int* index) {
@@ -18,44 +17,58 @@ __device__ inline void WarpArgMax(float* value, int* index) {
   }
 }
 
-// A warp per token; lane l holds experts l, l + 32, ...
+// Larger scores have larger keys, all above 0; NaN is as low as -inf.
+__device__ inline uint32_t ScoreKey(float v) {
+  if (v != v) v = -INFINITY;
+  uint32_t bits = __float_as_uint(v + 0.0f);
+  return bits & 0x80000000 ? ~bits : bits | 0x80000000;
+}
+
+// A warp per token; lane l holds experts l, l + 32, ...: up to kPer.
+template <int kPer>
 __global__ void __launch_bounds__(32) RouterKernel(RouterArgs args) {
   int token = blockIdx.x, lane = threadIdx.x, experts = args.num_experts;
   const float* logits = args.logits + static_cast<size_t>(token) * experts;
-  float p[kMaxPerLane], score[kMaxPerLane];
+  float p[kPer], score[kPer];
+  LetNextBegin();
+  float bias[kPer];
+#pragma unroll
+  for (int i = 0; i < kPer; ++i) {
+    int e = lane + 32 * i;
+    bias[i] = e < experts && args.bias != nullptr ? args.bias[e] : 0.0f;
+  }
+  AwaitPrevious();
   float highest = -INFINITY;
 #pragma unroll
-  for (int i = 0; i < kMaxPerLane; ++i) {
+  for (int i = 0; i < kPer; ++i) {
     int e = lane + 32 * i;
     p[i] = e < experts ? logits[e] : -INFINITY;
     highest = fmaxf(highest, p[i]);
   }
   if (args.sigmoid) {
 #pragma unroll
-    for (int i = 0; i < kMaxPerLane; ++i) p[i] = Sigmoid(p[i]);
+    for (int i = 0; i < kPer; ++i) p[i] = Sigmoid(p[i]);
   } else {
     highest = WarpMax(highest);
     float sum = 0;
 #pragma unroll
-    for (int i = 0; i < kMaxPerLane; ++i) {
+    for (int i = 0; i < kPer; ++i) {
       p[i] = expf(p[i] - highest);
       sum += p[i];
     }
     sum = WarpSum(sum);
 #pragma unroll
-    for (int i = 0; i < kMaxPerLane; ++i) p[i] /= sum;
+    for (int i = 0; i < kPer; ++i) p[i] /= sum;
   }
 #pragma unroll
-  for (int i = 0; i < kMaxPerLane; ++i) {
-    int e = lane + 32 * i;
-    float s = e < experts ? p[i] + (args.bias != nullptr ? args.bias[e] : 0.0f) : -INFINITY;
-    score[i] = s == s ? s : -INFINITY;
-  }
+  for (int i = 0; i < kPer; ++i) score[i] = lane + 32 * i < experts ? p[i] + bias[i] : -INFINITY;
   if (args.groups > 1) {
     __shared__ float shared[512];
     __shared__ uint8_t keep[512];
-    for (int i = 0; i < kMaxPerLane; ++i) {
-      if (lane + 32 * i < experts) shared[lane + 32 * i] = score[i];
+#pragma unroll
+    for (int i = 0; i < kPer; ++i) {
+      if (lane + 32 * i < experts)
+        shared[lane + 32 * i] = score[i] == score[i] ? score[i] : -INFINITY;
     }
     __syncwarp();
     int size = experts / args.groups;
@@ -84,31 +97,34 @@ __global__ void __launch_bounds__(32) RouterKernel(RouterArgs args) {
       }
     }
     __syncwarp();
-    for (int i = 0; i < kMaxPerLane; ++i) {
+#pragma unroll
+    for (int i = 0; i < kPer; ++i) {
       int e = lane + 32 * i;
       if (e < experts && !keep[e / size]) score[i] = -INFINITY;
     }
   }
   float weight = 0;
   int id = 0;
-  uint32_t taken = 0;  // bit i: this lane's expert i is picked already
-  for (int k = 0; k < args.top_k; ++k) {
-    float value = -INFINITY;
-    int index = 1 << 30;
+  uint32_t keys[kPer];  // 0: picked, or no expert
 #pragma unroll
-    for (int i = 0; i < kMaxPerLane; ++i) {
-      int e = lane + 32 * i;
-      if (e < experts && !(taken >> i & 1) && (score[i] > value || index == 1 << 30))
-        value = score[i], index = e;
+  for (int i = 0; i < kPer; ++i) keys[i] = lane + 32 * i < experts ? ScoreKey(score[i]) : 0;
+  for (int k = 0; k < args.top_k; ++k) {
+    uint32_t best = 0;
+    int first = 0;  // of the lane's largest, the lowest
+#pragma unroll
+    for (int i = 0; i < kPer; ++i) {
+      if (keys[i] > best) best = keys[i], first = i;
     }
-    WarpArgMax(&value, &index);
+    uint32_t largest = __reduce_max_sync(~0u, best);
+    uint32_t index =
+        __reduce_min_sync(~0u, best == largest ? static_cast<uint32_t>(lane + 32 * first) : ~0u);
     float picked = 0;
 #pragma unroll
-    for (int i = 0; i < kMaxPerLane; ++i) {
-      if (lane + 32 * i == index) picked = p[i], taken |= 1u << i;
+    for (int i = 0; i < kPer; ++i) {
+      if (lane + 32 * i == index) picked = p[i], keys[i] = 0;
     }
-    picked = __shfl_sync(~0u, picked, index % 32);
-    if (lane == k) weight = picked, id = index;
+    picked = __shfl_sync(~0u, picked, static_cast<int>(index % 32));
+    if (lane == k) weight = picked, id = static_cast<int>(index);
   }
   if (args.normalize) {
     // In rank order, on every lane alike.
@@ -133,6 +149,8 @@ __global__ void __launch_bounds__(256)
     CombineKernel(const float* x, const int32_t* ids, const int32_t* slot,
                   const int32_t* row_of_pair, const float* weights, int top_k, int n,
                   bool accumulate, float* y) {
+  LetNextBegin();
+  AwaitPrevious();
   int token = blockIdx.x, i = blockIdx.y * 256 + threadIdx.x;
   if (i >= n) return;
   float sum = 0;
@@ -221,22 +239,21 @@ __global__ void __launch_bounds__(256)
 
 int Router(const RouterArgs& args, Stream stream) {
   if (args.num_experts < 1 || args.num_experts > 32 * kMaxPerLane || args.top_k < 1 ||
-      args.top_k > kMaxTopK || args.top_k > args.num_experts || args.groups > 32 ||
+      args.top_k > kMaxPicks || args.top_k > args.num_experts || args.groups > 32 ||
       (args.groups > 1 && args.num_experts % args.groups != 0)) {
     return static_cast<int>(cudaErrorInvalidValue);
   }
   if (args.tokens == 0) return 0;
-  RouterKernel<<<args.tokens, 32, 0, stream>>>(args);
-  return LastLaunch();
+  const auto kernel = args.num_experts <= 256 ? RouterKernel<8> : RouterKernel<kMaxPerLane>;
+  return Launch(kernel, args.tokens, 32, 0, stream, args);
 }
 
 int CombineExperts(const float* x, const int32_t* ids, const int32_t* slot,
                    const int32_t* row_of_pair, const float* weights, int tokens, int top_k, int n,
                    bool accumulate, float* y, Stream stream) {
   if (tokens == 0) return 0;
-  CombineKernel<<<dim3(tokens, CeilDiv(n, 256)), 256, 0, stream>>>(
-      x, ids, slot, row_of_pair, weights, top_k, n, accumulate, y);
-  return LastLaunch();
+  return Launch(CombineKernel, dim3(tokens, CeilDiv(n, 256)), 256, 0, stream, x, ids, slot,
+                row_of_pair, weights, top_k, n, accumulate, y);
 }
 
 int SortPairs(const int32_t* ids, const int32_t* slot, int tokens, int top_k, int num_experts,

@@ -38,7 +38,15 @@ template <class T, int kTokens, bool kFours>
 __global__ void __launch_bounds__(kThreads) MatVecKernel(MatVecArgs args) {
   __shared__ float scratch[33];
   int row = blockIdx.x, part = 0;
+  LetNextBegin();
   while (row >= args.parts[part].rows) row -= args.parts[part++].rows;
+  if (!args.experts && threadIdx.x < 32) {
+    constexpr int kBytes = sizeof(typename T::Element);
+    PrefetchByWarp(static_cast<const uint8_t*>(args.parts[part].w) +
+                       static_cast<size_t>(row) * args.n * kBytes,
+                   args.n * kBytes);
+  }
+  AwaitPrevious();
   int64_t expert = 0, y_row = 0;
   auto x = static_cast<const float*>(args.x);
   if (args.experts) {
@@ -62,7 +70,7 @@ __global__ void __launch_bounds__(kThreads) MatVecKernel(MatVecArgs args) {
 #pragma unroll
       for (int t = 0; t < kTokens; ++t) {
         if (kTokens > 1 && t >= args.tokens) break;
-        float4 a = __ldg(reinterpret_cast<const float4*>(x + static_cast<size_t>(t) * args.n) + i);
+        float4 a = reinterpret_cast<const float4*>(x + static_cast<size_t>(t) * args.n)[i];
         acc[t] = fmaf(v.x, a.x, acc[t]);
         acc[t] = fmaf(v.y, a.y, acc[t]);
         acc[t] = fmaf(v.z, a.z, acc[t]);
@@ -87,7 +95,7 @@ __global__ void __launch_bounds__(kThreads) MatVecKernel(MatVecArgs args) {
 }
 
 template <class T, int kTokens>
-int Launch(const MatVecArgs& args, Stream stream) {
+int LaunchMatVec(const MatVecArgs& args, Stream stream) {
   int rows = 0;
   bool fours = args.n % 4 == 0;
   for (int p = 0; p < args.num_parts; ++p) {
@@ -97,22 +105,18 @@ int Launch(const MatVecArgs& args, Stream stream) {
   }
   if (rows == 0 || args.tokens == 0) return 0;
   dim3 grid(rows, args.experts ? args.tokens : 1);
-  if (fours) {
-    MatVecKernel<T, kTokens, true><<<grid, kThreads, 0, stream>>>(args);
-  } else {
-    MatVecKernel<T, kTokens, false><<<grid, kThreads, 0, stream>>>(args);
-  }
-  return LastLaunch();
+  return fours ? Launch(MatVecKernel<T, kTokens, true>, grid, kThreads, 0, stream, args)
+               : Launch(MatVecKernel<T, kTokens, false>, grid, kThreads, 0, stream, args);
 }
 
 template <class T>
 int MatVec(const MatVecArgs& args, Stream stream) {
-  if (args.n <= 0 || args.num_parts < 1 || args.num_parts > 3 ||
+  if (args.n <= 0 || args.num_parts < 1 || args.num_parts > kMaxMatVecParts ||
       (!args.experts && args.tokens > 8)) {
     return static_cast<int>(cudaErrorInvalidValue);
   }
-  if (args.experts || args.tokens <= 1) return Launch<T, 1>(args, stream);
-  return Launch<T, 8>(args, stream);
+  if (args.experts || args.tokens <= 1) return LaunchMatVec<T, 1>(args, stream);
+  return LaunchMatVec<T, 8>(args, stream);
 }
 
 template <class T, bool kBf16>
@@ -141,7 +145,11 @@ int Decode(const void* w, size_t count, const int32_t* row_ids, int n, void* val
 
 template <class T>
 constexpr WeightKernels Make() {
-  return {T::kType, true, &MatVec<T>,
+  return {T::kType,
+          true,
+          &MatVec<T>,
+          nullptr,
+          nullptr,
           [](const void* w, size_t count, const int32_t* row_ids, int n, float* values,
              Stream stream) { return Decode<T, false>(w, count, row_ids, n, values, stream); },
           [](const void* w, size_t count, uint16_t* values, Stream stream) {

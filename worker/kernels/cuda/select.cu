@@ -1,4 +1,4 @@
-// Largest elements of rows: top-k by radix selection, arg max, log-sum-exp.
+// Largest elements of rows: top-k by radix selection.
 
 #include "worker/kernels/cuda/device.cuh"
 
@@ -35,6 +35,8 @@ __device__ inline int BlockPrefix(bool flag, int* scratch, int* all) {
 // what is above it and the first of those equal to it.
 __global__ void __launch_bounds__(kThreads)
     TopKKernel(const float* x, int n, const int32_t* limits, int k, int32_t* indices) {
+  LetNextBegin();
+  AwaitPrevious();
   __shared__ int histogram[256];
   __shared__ int scratch[kWarps];
   __shared__ uint32_t chosen_prefix;
@@ -100,40 +102,6 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-__global__ void __launch_bounds__(kThreads)
-    ArgMaxKernel(const float* x, int n, int32_t* ids, float* log_sum_exp) {
-  __shared__ float scratch[33];
-  __shared__ float best_values[kWarps];
-  __shared__ int best_ids[kWarps];
-  size_t row = blockIdx.x;
-  const float* values = x + row * n;
-  float best = -INFINITY;
-  int id = n;
-  for (int i = threadIdx.x; i < n; i += kThreads) {
-    float v = values[i];
-    if (v > best || (id == n && v == v)) best = v, id = i;
-  }
-  for (int o = 16; o > 0; o >>= 1) {
-    float other = __shfl_xor_sync(~0u, best, o);
-    int other_id = __shfl_xor_sync(~0u, id, o);
-    if (other > best || (other == best && other_id < id)) best = other, id = other_id;
-  }
-  if (threadIdx.x % 32 == 0) best_values[threadIdx.x / 32] = best, best_ids[threadIdx.x / 32] = id;
-  __syncthreads();
-  best = best_values[0], id = best_ids[0];
-  for (int w = 1; w < kWarps; ++w) {
-    if (best_values[w] > best || (best_values[w] == best && best_ids[w] < id))
-      best = best_values[w], id = best_ids[w];
-  }
-  float sum = 0;
-  for (int i = threadIdx.x; i < n; i += kThreads) sum += expf(values[i] - best);
-  sum = BlockSum(sum, scratch);
-  if (threadIdx.x == 0) {
-    ids[row] = id < n ? id : 0;
-    log_sum_exp[row] = best + logf(sum);
-  }
-}
-
 __global__ void GatherKernel(const float* x, int n, const int32_t* indices, int k, float* values) {
   size_t row = blockIdx.x;
   for (int i = threadIdx.x; i < k; i += blockDim.x) {
@@ -147,14 +115,7 @@ __global__ void GatherKernel(const float* x, int n, const int32_t* indices, int 
 int TopK(const float* x, int rows, int n, const int32_t* limits, int k, int32_t* indices,
          Stream stream) {
   if (rows == 0 || k == 0) return 0;
-  TopKKernel<<<rows, kThreads, 0, stream>>>(x, n, limits, k, indices);
-  return LastLaunch();
-}
-
-int ArgMax(const float* x, int rows, int n, int32_t* ids, float* log_sum_exp, Stream stream) {
-  if (rows == 0) return 0;
-  ArgMaxKernel<<<rows, kThreads, 0, stream>>>(x, n, ids, log_sum_exp);
-  return LastLaunch();
+  return Launch(TopKKernel, rows, kThreads, 0, stream, x, n, limits, k, indices);
 }
 
 int Gather(const float* x, int rows, int n, const int32_t* indices, int k, float* values,

@@ -46,6 +46,19 @@ SamplingParams Greedy() {
   return params;
 }
 
+// Numbers for tests.
+class Philox32 {
+ public:
+  int Below(int n) {
+    return static_cast<int>(Philox4x32({count_++, 0, 0, 0}, 1)[0] % static_cast<uint32_t>(n));
+  }
+
+ private:
+  uint32_t count_ = 0;
+};
+
+size_t Index(int id) { return static_cast<size_t>(id); }
+
 TEST(PhiloxTest, GivesThePublishedTestVectors) {
   using Words = std::array<uint32_t, 4>;
   EXPECT_EQ(Philox4x32({0, 0, 0, 0}, 0), (Words{0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8}));
@@ -195,6 +208,41 @@ TEST(SamplerTest, LogprobsAreThoseOfTheLogits) {
   EXPECT_NEAR(top[0].logprob, 3.0 - std::log(sum), 1e-6);
   EXPECT_EQ(Sampler().TopLogprobs(logits, 9).size(), 4U);
   EXPECT_TRUE(Sampler().TopLogprobs(logits, 0).empty());
+}
+
+TEST(SamplerTest, TheBestLogitsAloneGiveTheSameTokenOrNone) {
+  Philox32 random;
+  int decided = 0;
+  for (int round = 0; round < 400; ++round) {
+    const int vocab = 300;
+    std::vector<float> logits(vocab);
+    for (float& logit : logits) logit = static_cast<float>(random.Below(1000)) * 0.01F;
+    SamplingParams params;
+    params.temperature = 0.3F + 0.1F * static_cast<float>(random.Below(10));
+    params.seed = static_cast<uint64_t>(round);
+    if (random.Below(2) != 0) params.top_k = 1 + random.Below(60);
+    if (random.Below(2) != 0) params.top_p = 0.05F + 0.09F * static_cast<float>(random.Below(10));
+    if (random.Below(2) != 0) params.min_p = 0.1F * static_cast<float>(random.Below(10));
+    std::vector<TokenLogprob> best;
+    double sum = 0;
+    for (int id = 0; id < vocab; ++id) best.push_back({.id = id, .logprob = logits[Index(id)]});
+    std::sort(best.begin(), best.end(), [](const TokenLogprob& a, const TokenLogprob& b) {
+      return a.logprob > b.logprob || (a.logprob == b.logprob && a.id < b.id);
+    });
+    for (float logit : logits) {
+      sum += std::exp((logit - static_cast<double>(best[0].logprob)) / params.temperature);
+    }
+    const bool all = random.Below(4) == 0;
+    if (!all) best.resize(1 + Index(random.Below(100)));
+    const std::vector<TokenId> ids(Index(random.Below(50)));
+    const std::optional<TokenId> token =
+        Sampler::SampleBest(params, {.logits = best, .all = all, .relative_sum = sum}, ids.size());
+    EXPECT_TRUE(token || !all);
+    if (!token) continue;
+    ++decided;
+    EXPECT_EQ(*token, SampleOne(logits, params, ids)) << "round " << round;
+  }
+  EXPECT_GT(decided, 150);
 }
 
 }  // namespace
