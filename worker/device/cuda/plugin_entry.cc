@@ -2,6 +2,7 @@
 
 #include <cuda_runtime_api.h>
 
+#include "worker/device/cuda/cuda_probe.h"
 #include "worker/device/cuda/cuda_stage.h"
 #ifdef PACKTRAIN_NCCL
 #include "worker/transport/nccl/nccl_library.h"
@@ -41,6 +42,7 @@ extern "C" __attribute__((visibility("default"))) const packtrain::CudaPlugin*
 packtrain_cuda_plugin() {
   static const packtrain::CudaPlugin plugin = {
       .create_stage = &packtrain::CreateStage,
+      .probe = &packtrain::ProbeGpus,
       .bus_id = &packtrain::BusId,
       .nccl_version = &packtrain::NcclVersion,
 #ifdef PACKTRAIN_NCCL
