@@ -188,6 +188,14 @@ void Fields(Io& io, StorageFacts& f) {
 }
 
 template <typename Io>
+void Fields(Io& io, WeightRate& f) {
+  io.Field("type", f.type);
+  io.Field("read_gb_per_s", f.read_gb_per_s);
+  io.Field("pass_gb_per_s", f.pass_gb_per_s);
+  io.Field("tflops", f.tflops);
+}
+
+template <typename Io>
 void Fields(Io& io, GpuFacts& f) {
   io.Field("index", f.index);
   io.Field("name", f.name);
@@ -205,6 +213,10 @@ void Fields(Io& io, GpuFacts& f) {
   io.Field("from_device_gb_per_s", f.from_device_gb_per_s);
   io.Field("flag_round_trip_us", f.flag_round_trip_us);
   io.Field("peers", f.peers);
+  io.Field("compute_capability", f.compute_capability);
+  io.Field("multiprocessors", f.multiprocessors);
+  io.Field("kernel_us", f.kernel_us);
+  io.Field("weight_rates", f.weight_rates);
 }
 
 template <typename Io>
@@ -215,6 +227,7 @@ void Fields(Io& io, HostFacts& f) {
   io.Field("memory", f.memory);
   io.Field("dram_read", f.dram_read);
   io.Field("experts_read_gb_per_s", f.experts_read_gb_per_s);
+  io.Field("weight_rates", f.weight_rates);
   io.Field("thread_round_trip_us", f.thread_round_trip_us);
   io.Field("process_round_trip_us", f.process_round_trip_us);
   io.Field("storage", f.storage);

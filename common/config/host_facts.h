@@ -70,6 +70,15 @@ struct StorageFacts {
   bool rotational = false;
 };
 
+// What a device's own kernels reach with weights of one type.
+struct WeightRate {
+  std::string type;          // "IQ2_XS"
+  double read_gb_per_s = 0;  // of weights from memory, for one token
+  // A long ubatch costs weights / pass + 2 * weights * tokens / flops.
+  double pass_gb_per_s = 0;  // 0: nothing that could be measured
+  double tflops = 0;
+};
+
 struct GpuFacts {
   int index = 0;  // of "cuda:N"; -1 for a card seen on the bus without a usable driver
   std::string name;
@@ -81,12 +90,16 @@ struct GpuFacts {
   int link_lanes = 0;
   int link_lanes_max = 0;
   int numa_node = -1;
-  double read_gb_per_s = 0;  // of its own memory
-  double bf16_tflops = 0;
+  double read_gb_per_s = 0;       // of its own memory
+  double bf16_tflops = 0;         // of our matrix product
   double to_device_gb_per_s = 0;  // pinned copies
   double from_device_gb_per_s = 0;
   double flag_round_trip_us = 0;  // host, kernel, host through mapped memory
   std::vector<int> peers;         // indices of GPUs it can reach directly
+  int compute_capability = 0;     // 90: 9.0
+  int multiprocessors = 0;
+  double kernel_us = 0;  // of a small kernel behind another in a graph
+  std::vector<WeightRate> weight_rates;
 };
 
 struct HostFacts {
@@ -96,8 +109,9 @@ struct HostFacts {
   MemoryFacts memory;
   std::vector<ReadRate> dram_read;   // by number of threads, rising
   double experts_read_gb_per_s = 0;  // of expert weights by the kernels; unknown: 85 % of the best
-  double thread_round_trip_us = 0;   // a flag between two spinning threads on two cores
-  double process_round_trip_us = 0;  // between two processes through shared memory
+  std::vector<WeightRate> weight_rates;  // of all cores together
+  double thread_round_trip_us = 0;       // a flag between two spinning threads on two cores
+  double process_round_trip_us = 0;      // between two processes through shared memory
   std::vector<StorageFacts> storage;
   std::vector<GpuFacts> gpus;
   std::string gpu_note;  // why GPUs could not be asked, empty if they could

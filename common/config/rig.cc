@@ -5,6 +5,7 @@
 #include <sstream>
 #include <utility>
 
+#include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
@@ -188,7 +189,15 @@ absl::StatusOr<Rig> LoadRig(const std::string& path) {
   if (!in) return absl::NotFoundError(absl::StrCat(path, ": cannot be read"));
   std::stringstream text;
   text << in.rdbuf();
-  return ParseRig(text.str(), path);
+  if (!absl::EndsWith(path, ".json")) return ParseRig(text.str(), path);
+  absl::StatusOr<HostFacts> facts = HostFactsFromJson(text.str());
+  if (!facts.ok()) {
+    return absl::InvalidArgumentError(absl::StrCat(path, ": ", facts.status().message()));
+  }
+  Rig rig;
+  rig.name = facts->name;
+  rig.hosts.push_back(*std::move(facts));
+  return rig;
 }
 
 }  // namespace packtrain

@@ -42,6 +42,8 @@ struct Rig {
 //   network:
 //     - {between: [box1, box2], gbps: 1.1, round_trip_us: 90}     # gbps is GB/s here as above
 //
+// or the facts of one host that `packtrain doctor` has written on it (a path that ends in .json).
+//
 // Errors: NOT_FOUND; INVALID_ARGUMENT with "file:line: key: what is wrong and what is allowed".
 absl::StatusOr<Rig> LoadRig(const std::string& path);
 absl::StatusOr<Rig> ParseRig(const std::string& text, const std::string& source);

@@ -5,6 +5,7 @@
 
 #include "common/base/check.h"
 #include "common/base/status_macros.h"
+#include "common/model/buffers.h"
 #include "common/model/step.h"
 #include "common/weights/gguf.h"
 
@@ -13,67 +14,37 @@ namespace {
 
 constexpr uint64_t kMiB = uint64_t{1} << 20;
 
-// Rows that a stage works on at once within a ubatch: scratch of attention and feed-forward is as
-// large as that, however long the ubatch.
-constexpr int kScratchRows = 512;
-// The ring through which expert weights come to a device: pieces in flight and in use.
-constexpr uint64_t kStreamingBytes = 8 * 128 * kMiB;
-// A CUDA context with the kernels' code and workspaces: an assumption, on the safe side of what
-// such contexts usually take.
-constexpr uint64_t kCudaRuntime = 600 * kMiB;
+// A CUDA context with the kernels' code: 500 to 540 MiB on an H200; cards with fewer
+// multiprocessors take less.
+constexpr uint64_t kCudaRuntime = 560 * kMiB;
 constexpr uint64_t kProcessRuntime = 256 * kMiB;
 constexpr uint64_t kPinnedStaging = 128 * kMiB;
 
 uint64_t U(int value) { return static_cast<uint64_t>(value); }
-
-// f32 values of scratch per row: the widest of the model's kinds of layers.
-uint64_t ScratchValues(const ModelConfig& c) {
-  uint64_t widest = 0;
-  for (const LayerConfig& layer : c.layers) {
-    uint64_t attention = 0;
-    switch (layer.attention) {
-      case AttentionKind::kMla:
-        attention =
-            U(c.mla.q_lora_rank) + U(c.num_heads) * U(2 * c.mla.nope_dim + 2 * c.rope.dims +
-                                                      2 * c.mla.kv_lora_rank + c.mla.value_dim);
-        if (layer.indexer != IndexerKind::kNone) {
-          attention += U(c.indexer.num_heads) * U(c.indexer.head_dim + 1);
-        }
-        break;
-      case AttentionKind::kGqa:
-        attention = U(c.num_heads) * U((c.gqa.output_gate ? 2 : 1) * c.gqa.key_dim) +
-                    U(c.gqa.num_kv_heads) * U(c.gqa.key_dim + c.gqa.value_dim) +
-                    U(c.num_heads) * U(c.gqa.value_dim);
-        break;
-      case AttentionKind::kGatedDeltaNet:
-        attention = 2 * U(c.delta_net.conv_channels()) + 3 * U(c.delta_net.inner_dim());
-        break;
-    }
-    uint64_t ffn = 2 * U(c.dense_dim);
-    if (layer.ffn == FfnKind::kMoe) {
-      ffn = 2 * U(c.moe.shared_dim) + U(c.moe.num_experts) +
-            U(c.moe.top_k) * U(2 * c.moe.expert_dim + 2 * c.hidden_dim);
-    }
-    widest = std::max({widest, attention, ffn});
-  }
-  return widest;
-}
 
 // A bundle of one hop: residual and, with an indexer, its selection.
 uint64_t BundleBytes(const ModelConfig& c, const DeploymentShape& shape) {
   return U(shape.max_tokens) * U(c.hidden_dim + c.indexer.top_k) * 4;
 }
 
-uint64_t BufferBytes(const ModelConfig& c, const DeploymentShape& shape, bool has_head) {
-  const uint64_t rows = U(shape.max_tokens);
-  uint64_t bytes = rows * U(3 * c.hidden_dim + c.indexer.top_k) * 4;
-  bytes += std::min(rows, U(kScratchRows)) * ScratchValues(c) * 4;
-  if (has_head) bytes += U(std::max(shape.num_slots, 64)) * U(c.vocab_size) * 4;
-  return bytes;
+// What goes to an experts worker and comes back: rows, picks, weights, sums.
+uint64_t ExchangeBytes(const ModelConfig& c, const DeploymentShape& shape) {
+  return U(shape.max_tokens) * U(2 * c.hidden_dim + 2 * c.moe.top_k) * 4;
+}
+
+void AddType(TensorType type, uint64_t bytes, std::vector<TypeBytes>* types) {
+  for (TypeBytes& part : *types) {
+    if (part.type != type) continue;
+    part.bytes += bytes;
+    return;
+  }
+  types->push_back({type, bytes});
 }
 
 void AddTensor(const ModelTensor& tensor, LayerWeightBytes* layer) {
   const uint64_t bytes = tensor.tensor->bytes;
+  AddType(tensor.tensor->type, bytes,
+          IsRoutedExpert(tensor.role) ? &layer->expert_types : &layer->types);
   (IsRoutedExpert(tensor.role) ? layer->expert_parameters : layer->parameters) +=
       tensor.tensor->elements();
   switch (tensor.role) {
@@ -141,17 +112,23 @@ ModelWeights WeighModel(const ModelConfig& config, const ModelTensors& tensors) 
   ModelWeights weights;
   weights.layers.resize(U(config.num_layers + (tensors.has_mtp() ? config.num_mtp_layers : 0)));
   bool own_head = false;
+  TensorType embedding = TensorType::kF32;
   for (const ModelTensor& tensor : tensors.all()) {
     if (tensor.role == TensorRole::kTokenEmbd) {
       weights.embedding += tensor.tensor->bytes;
+      embedding = tensor.tensor->type;
     } else if (tensor.layer < 0) {
       own_head |= tensor.role == TensorRole::kOutput;
       weights.head += tensor.tensor->bytes;
+      AddType(tensor.tensor->type, tensor.tensor->bytes, &weights.head_types);
     } else if (U(tensor.layer) < weights.layers.size()) {
       AddTensor(tensor, &weights.layers[U(tensor.layer)]);
     }
   }
-  if (!own_head) weights.head += weights.embedding;
+  if (!own_head) {
+    weights.head += weights.embedding;
+    AddType(embedding, weights.embedding, &weights.head_types);
+  }
   return weights;
 }
 
@@ -191,13 +168,11 @@ MemoryBill StageBaseBill(const ModelFacts& model, const DeploymentShape& shape,
   MemoryBill bill;
   if (duties.has_head) bill[BillItem::kHead] = model.weights.head;
   if (duties.embeds && !cuda) bill[BillItem::kEmbedding] = model.weights.embedding;
-  bill[BillItem::kBuffers] = BufferBytes(c, shape, duties.has_head);
+  bill[BillItem::kBuffers] = StageBufferBytes(model, shape, duties);
   bill[BillItem::kTransport] = (duties.receives ? 2 : 0) * BundleBytes(c, shape) +
                                (duties.sends ? 2 : 0) * BundleBytes(c, shape);
-  if (duties.streams_experts && cuda) bill[BillItem::kStreaming] = kStreamingBytes;
-  if (duties.asks_experts) {
-    bill[BillItem::kTransport] += U(shape.max_tokens) * U(2 * c.hidden_dim + 2 * c.moe.top_k) * 4;
-  }
+  if (duties.streams_experts && cuda) bill[BillItem::kStreaming] = ExpertRingBytes(model, shape);
+  if (duties.asks_experts && !cuda) bill[BillItem::kTransport] += ExchangeBytes(c, shape);
   bill[BillItem::kRuntime] = cuda ? kCudaRuntime : kProcessRuntime;
   return bill;
 }
@@ -209,6 +184,7 @@ MemoryBill StageHostBill(const ModelFacts& model, const DeploymentShape& shape,
   if (duties.embeds) bill[BillItem::kEmbedding] = model.weights.embedding;
   bill[BillItem::kTransport] =
       U(2 * duties.receives + 2 * duties.sends) * BundleBytes(model.config, shape);
+  if (duties.asks_experts) bill[BillItem::kTransport] += ExchangeBytes(model.config, shape);
   bill[BillItem::kBuffers] = kPinnedStaging;
   bill[BillItem::kRuntime] = kProcessRuntime;
   return bill;
@@ -232,7 +208,7 @@ MemoryBill ExpertsBaseBill(const ModelFacts& model, const DeploymentShape& shape
   MemoryBill bill;
   bill[BillItem::kBuffers] =
       U(shape.max_tokens) * U(c.moe.top_k) * U(2 * c.moe.expert_dim + c.hidden_dim) * 4;
-  bill[BillItem::kTransport] = U(shape.max_tokens) * U(2 * c.hidden_dim + 2 * c.moe.top_k) * 4;
+  bill[BillItem::kTransport] = ExchangeBytes(c, shape);
   bill[BillItem::kRuntime] = kProcessRuntime;
   return bill;
 }

@@ -12,6 +12,7 @@
 #include "common/model/config.h"
 #include "common/model/kv_layout.h"
 #include "common/model/tensors.h"
+#include "common/quant/type.h"
 
 namespace packtrain {
 
@@ -47,6 +48,11 @@ struct MemoryBill {
   uint64_t weights() const;  // the items that are weights
 };
 
+struct TypeBytes {
+  TensorType type = TensorType::kF32;
+  uint64_t bytes = 0;
+};
+
 // Weights of one layer in bytes as the file stores them.
 struct LayerWeightBytes {
   uint64_t attention = 0;
@@ -56,6 +62,7 @@ struct LayerWeightBytes {
   uint64_t experts = 0;        // all routed experts
   uint64_t parameters = 0;     // numbers of weights, without and of routed experts
   uint64_t expert_parameters = 0;
+  std::vector<TypeBytes> types, expert_types;  // the mixes of both, for speeds; may be empty
 };
 
 struct ModelWeights {
@@ -63,6 +70,7 @@ struct ModelWeights {
   uint64_t embedding = 0;
   uint64_t head =
       0;  // with the output norm; a tied embedding counts again, another device reads it
+  std::vector<TypeBytes> head_types;
 
   uint64_t total() const;
 };

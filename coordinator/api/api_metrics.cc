@@ -13,12 +13,13 @@
 namespace packtrain {
 namespace {
 
-constexpr std::array<std::string_view, 8> kPaths = {"/v1/chat/completions",
+constexpr std::array<std::string_view, 9> kPaths = {"/v1/chat/completions",
                                                     "/v1/completions",
                                                     "/v1/models",
                                                     "/health",
                                                     "/ready",
                                                     "/metrics",
+                                                    "/plan",
                                                     "/tokenize",
                                                     "/detokenize"};
 

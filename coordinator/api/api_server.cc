@@ -146,6 +146,8 @@ bool ApiServer::Impl::HandleGet(const ExchangePtr& exchange) {
     }
     Reply(exchange, {.content_type = "text/plain; version=0.0.4; charset=utf-8",
                      .body = metrics.Serialize()});
+  } else if (path == "/plan" && options.plan) {
+    Reply(exchange, {.body = options.plan()});
   } else if (path == "/v1/models") {
     Reply(exchange, {.body = deployments.ModelsJson()});
   } else if (path.starts_with(kModelPrefix) && path.size() > kModelPrefix.size()) {

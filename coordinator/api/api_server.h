@@ -3,6 +3,7 @@
 // The OpenAI-compatible endpoint over any number of deployments.
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -24,6 +25,8 @@ struct ApiServerOptions {
   // Bytes of request bodies that may wait to be parsed, rendered and encoded; beyond it 429.
   size_t preparing_bytes_max = 64 << 20;
   int preparing_max = 256;  // requests, likewise
+  // What /plan shows, as JSON: who carries what and what that takes. Any thread; may be null.
+  std::function<std::string()> plan = {};
 };
 
 class ApiServer {

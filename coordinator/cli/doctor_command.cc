@@ -7,6 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
 #include "common/base/status_macros.h"
 #include "common/config/host_facts.h"
 #include "coordinator/cli/doctor_findings.h"
@@ -24,6 +25,13 @@ std::string OrUnknown(const std::string& text) { return text.empty() ? "unknown"
 
 void Line(std::string* out, const char* name, const std::string& text) {
   absl::StrAppendFormat(out, "  %-22s %s\n", name, text);
+}
+
+// "Q4_K 92, IQ2_XS 58".
+std::string RatesText(const std::vector<WeightRate>& rates) {
+  return absl::StrJoin(rates, ", ", [](std::string* out, const WeightRate& rate) {
+    absl::StrAppendFormat(out, "%s %.0f", rate.type, rate.read_gb_per_s);
+  });
 }
 
 void AppendCpu(const HostFacts& facts, std::string* out) {
@@ -68,9 +76,42 @@ void AppendMemory(const HostFacts& facts, std::string* out) {
                           rate.gb_per_s);
   }
   Line(out, "DRAM read by threads", rates.empty() ? "not measured" : rates + " GB/s");
+  if (!facts.weight_rates.empty()) {
+    Line(out, "weights read, GB/s", RatesText(facts.weight_rates));
+  }
   Line(out, "flag round trip",
        absl::StrFormat("threads %.2f us, processes %.2f us", facts.thread_round_trip_us,
                        facts.process_round_trip_us));
+}
+
+void AppendGpu(const GpuFacts& g, std::string* out) {
+  const std::string name = g.index >= 0 ? absl::StrCat("cuda:", g.index) : "GPU";
+  std::string text = absl::StrCat(OrUnknown(g.name), " at ", OrUnknown(g.pci));
+  if (g.memory_bytes > 0) {
+    absl::StrAppend(&text, ", ", Gib(g.memory_bytes), ", free ", Gib(g.free_bytes));
+  }
+  if (g.compute_capability > 0) {
+    absl::StrAppendFormat(&text, ", compute %d.%d, %d multiprocessors", g.compute_capability / 10,
+                          g.compute_capability % 10, g.multiprocessors);
+  }
+  Line(out, name.c_str(), text);
+  std::string link = "unknown";
+  if (g.link_lanes > 0) {
+    link = absl::StrFormat("x%d of x%d, %.1f of %.1f GT/s", g.link_lanes, g.link_lanes_max,
+                           g.link_gt_per_s, g.link_gt_per_s_max);
+  }
+  if (g.to_device_gb_per_s > 0) {
+    absl::StrAppendFormat(&link, ", copies %.1f to it, %.1f from it GB/s, flag round trip %.1f us",
+                          g.to_device_gb_per_s, g.from_device_gb_per_s, g.flag_round_trip_us);
+  }
+  absl::StrAppend(&link, g.peers.empty() ? "" : ", reaches cuda:", absl::StrJoin(g.peers, ", "));
+  Line(out, "  link", link);
+  if (g.read_gb_per_s > 0) {
+    Line(out, "  speed",
+         absl::StrFormat("reads %.0f GB/s, bf16 product %.0f TFLOP/s, %.1f us a kernel",
+                         g.read_gb_per_s, g.bf16_tflops, g.kernel_us));
+    Line(out, "  weights read, GB/s", RatesText(g.weight_rates));
+  }
 }
 
 void AppendDevices(const HostFacts& facts, std::string* out) {
@@ -80,19 +121,7 @@ void AppendDevices(const HostFacts& facts, std::string* out) {
                         : absl::StrFormat("%s: %.2f GB/s%s", s.path, s.read_gb_per_s,
                                           s.rotational ? ", rotating" : ""));
   }
-  for (const GpuFacts& g : facts.gpus) {
-    const std::string name = g.index >= 0 ? absl::StrCat("cuda:", g.index) : "GPU";
-    std::string text =
-        absl::StrFormat("%s at %s, x%d of x%d, %.1f of %.1f GT/s", OrUnknown(g.name), g.pci,
-                        g.link_lanes, g.link_lanes_max, g.link_gt_per_s, g.link_gt_per_s_max);
-    if (g.memory_bytes > 0) absl::StrAppend(&text, ", ", Gib(g.memory_bytes));
-    if (g.read_gb_per_s > 0) absl::StrAppendFormat(&text, ", reads %.0f GB/s", g.read_gb_per_s);
-    if (g.to_device_gb_per_s > 0) {
-      absl::StrAppendFormat(&text, ", copies %.1f/%.1f GB/s", g.to_device_gb_per_s,
-                            g.from_device_gb_per_s);
-    }
-    Line(out, name.c_str(), text);
-  }
+  for (const GpuFacts& gpu : facts.gpus) AppendGpu(gpu, out);
   if (facts.gpus.empty()) Line(out, "GPUs", "none");
 }
 

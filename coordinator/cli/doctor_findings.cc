@@ -4,6 +4,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
 
 namespace packtrain {
 namespace {
@@ -23,6 +24,14 @@ void JudgeGpus(const HostFacts& facts, std::vector<Finding>* out) {
           {absl::StrFormat("%s runs at x%d of x%d", name, gpu.link_lanes, gpu.link_lanes_max),
            "prefill streams experts over this link: give the card with most layers the "
            "widest slot"});
+    }
+    // What the link's lanes allow, less encoding and packets.
+    const double allowed = gpu.link_lanes * gpu.link_gt_per_s_max / 8 * 0.82;
+    if (gpu.to_device_gb_per_s > 0 && gpu.to_device_gb_per_s < 0.6 * allowed) {
+      out->push_back({absl::StrFormat("copies to %s reach %.1f of %.1f GB/s", name,
+                                      gpu.to_device_gb_per_s, allowed),
+                      "see whether its slot shares a chipset link, and whether the processor saves "
+                      "power while it copies"});
     }
     // Idle cards lower their link speed, so only a large gap is told.
     if (gpu.link_gt_per_s > 0 && gpu.link_gt_per_s * 2 <= gpu.link_gt_per_s_max) {
@@ -77,6 +86,18 @@ void JudgeCpu(const HostFacts& facts, std::vector<Finding>* out) {
   }
   if (c.isa == "scalar") {
     out->push_back({"the processor has no AVX2", "expect a small part of the usual speed"});
+  }
+  std::vector<std::string> slow;
+  for (const WeightRate& rate : facts.weight_rates) {
+    if (rate.read_gb_per_s < 0.5 * facts.DramRead(0)) {
+      slow.push_back(absl::StrFormat("%s %.0f", rate.type, rate.read_gb_per_s));
+    }
+  }
+  if (!slow.empty()) {
+    out->push_back({absl::StrFormat("this processor computes slower than its memory reads (%.0f "
+                                    "GB/s) with %s GB/s",
+                                    facts.DramRead(0), absl::StrJoin(slow, ", ")),
+                    "of files of one size, one with other types in its experts decodes faster"});
   }
   const int nodes = static_cast<int>(std::count_if(
       c.numa.begin(), c.numa.end(), [](const NumaFacts& node) { return node.memory_bytes > 0; }));

@@ -101,6 +101,7 @@ absl::StatusOr<HostFacts> Probe(const std::vector<std::string>& options) {
 void TakeRates(const HostFacts& from, HostFacts* to) {
   to->dram_read = from.dram_read;
   to->experts_read_gb_per_s = from.experts_read_gb_per_s;
+  to->weight_rates = from.weight_rates;
   to->thread_round_trip_us = from.thread_round_trip_us;
   to->process_round_trip_us = from.process_round_trip_us;
   to->storage = from.storage;
@@ -112,7 +113,8 @@ void TakeRates(const HostFacts& from, HostFacts* to) {
       gpu.to_device_gb_per_s = other.to_device_gb_per_s;
       gpu.from_device_gb_per_s = other.from_device_gb_per_s;
       gpu.flag_round_trip_us = other.flag_round_trip_us;
-      gpu.peers = other.peers;
+      gpu.kernel_us = other.kernel_us;
+      gpu.weight_rates = other.weight_rates;
     }
   }
 }

@@ -16,7 +16,9 @@ namespace packtrain {
 CLI::App* AddPlan(CLI::App* app, PlanOptions* options) {
   CLI::App* plan = app->add_subcommand("plan", "show where models would be placed, and how fast");
   AddServedModel(plan, &options->served);
-  plan->add_option("--rig", options->rig_path, "plan for the hardware described in this file");
+  plan->add_option(
+      "--rig", options->rig_path,
+      "plan for the hardware of this file: YAML, or the facts that doctor keeps (JSON)");
   plan->add_flag("--mtp", options->mtp, "with the multi-token prediction layer");
   plan->add_flag("--json", options->json, "as JSON");
   return plan;

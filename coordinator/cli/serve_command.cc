@@ -15,12 +15,14 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "common/base/mutex.h"
 #include "common/base/status_macros.h"
 #include "coordinator/api/api_server.h"
 #include "coordinator/cli/host_probe.h"
 #include "coordinator/cli/load_display.h"
 #include "coordinator/cli/log_to_display.h"
 #include "coordinator/cli/service.h"
+#include "coordinator/placement/report.h"
 #include "coordinator/tokenizer/chat_template_host.h"
 
 namespace packtrain {
@@ -74,8 +76,12 @@ class Serving {
                          [this](const std::string& model, const WorkerPlan& worker,
                                 const WorkerMemory& memory) { SetMemory(model, worker, memory); },
                          &placement));
-    RETURN_IF_ERROR(Listen(topology));
     ShowPlacement(placement, &display_);
+    {
+      MutexLock lock(&plan_mutex_);
+      placement_ = std::move(placement);
+    }
+    RETURN_IF_ERROR(Listen(topology));
     for (const auto& service : services_) service->Start();
     return absl::OkStatus();
   }
@@ -105,6 +111,7 @@ class Serving {
         topology.listen_address == "localhost" ? "127.0.0.1" : topology.listen_address;
     options.http.port = static_cast<uint16_t>(topology.listen_port);
     options.api_keys = topology.api_keys;
+    options.plan = [this] { return PlanJson(); };
     std::vector<Deployment*> deployments;
     for (const auto& service : services_) deployments.push_back(service->deployment());
     ASSIGN_OR_RETURN(server_,
@@ -116,20 +123,22 @@ class Serving {
   }
 
   void SetMemory(const std::string& model, const WorkerPlan& worker, const WorkerMemory& memory) {
-    const auto set = [&](const char* item, uint64_t actual, uint64_t predicted) {
-      if (actual == 0) return;  // none, or the device does not tell
+    for (const MemoryItem& item :
+         CompareMemory({.host = "", .device = worker.device}, worker.bill, memory)) {
       for (const auto& [kind, bytes] :
-           {std::pair("actual", actual), std::pair("predicted", predicted)}) {
-        memory_.Add({{"model", model}, {"worker", worker.name}, {"item", item}, {"kind", kind}})
+           {std::pair("actual", item.actual), std::pair("predicted", item.predicted)}) {
+        memory_
+            .Add({{"model", model}, {"worker", worker.name}, {"item", item.name}, {"kind", kind}})
             .Set(static_cast<double>(bytes));
       }
-    };
-    const MemoryBill& bill = worker.bill;
-    set("weights", memory.weights, bill.weights());
-    set("kv_cache", memory.kv, bill[BillItem::kKv] + bill[BillItem::kIndexKeys]);
-    set("recurrent", memory.recurrent, bill[BillItem::kRecurrent] + bill[BillItem::kSnapshots]);
-    set("buffers", memory.buffers, bill[BillItem::kBuffers]);
-    if (worker.device == "cpu") set("process", memory.process, bill.total());
+    }
+    MutexLock lock(&plan_mutex_);
+    SetActual(model, worker, memory, &placement_);
+  }
+
+  std::string PlanJson() {
+    MutexLock lock(&plan_mutex_);
+    return PlacementJson(placement_);
   }
 
   void ShowFailures() {
@@ -145,6 +154,8 @@ class Serving {
   LogToDisplay log_{&display_};
   const std::shared_ptr<prometheus::Registry> registry_;
   prometheus::Family<prometheus::Gauge>& memory_;
+  Mutex plan_mutex_;
+  Placement placement_ ABSL_GUARDED_BY(plan_mutex_);
   std::unique_ptr<ChatTemplateHost> template_host_ = ChatTemplateHost::Create();
   std::vector<std::unique_ptr<Service>> services_;
   std::unique_ptr<ApiServer> server_;  // goes before what it serves

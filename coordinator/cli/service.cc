@@ -17,22 +17,15 @@
 namespace packtrain {
 namespace {
 
-// "glm-5.2/stage0: weights 10.1 GiB (predicted 10.1 GiB), ...".
+// "glm-5.2/stage0 holds weights 10.1 GiB (predicted 10.1 GiB), ...".
 std::string MemoryLine(const std::string& model, const WorkerPlan& worker,
                        const WorkerMemory& memory) {
-  std::vector<std::string> parts;
-  const auto add = [&](const char* what, uint64_t actual, uint64_t predicted) {
-    if (actual == 0) return;  // none, or the device does not tell
-    parts.push_back(
-        absl::StrCat(what, " ", FormatBytes(actual), " (predicted ", FormatBytes(predicted), ")"));
-  };
-  const MemoryBill& bill = worker.bill;
-  add("weights", memory.weights, bill.weights());
-  add("kv cache", memory.kv, bill[BillItem::kKv] + bill[BillItem::kIndexKeys]);
-  add("recurrent", memory.recurrent, bill[BillItem::kRecurrent] + bill[BillItem::kSnapshots]);
-  add("buffers", memory.buffers, bill[BillItem::kBuffers]);
-  if (worker.device == "cpu") add("process", memory.process, bill.total());
-  return absl::StrCat(model, "/", worker.name, " holds ", absl::StrJoin(parts, ", "));
+  const auto items = CompareMemory({.host = "", .device = worker.device}, worker.bill, memory);
+  return absl::StrCat(model, "/", worker.name, " holds ",
+                      absl::StrJoin(items, ", ", [](std::string* out, const MemoryItem& item) {
+                        absl::StrAppend(out, item.name, " ", FormatBytes(item.actual),
+                                        " (predicted ", FormatBytes(item.predicted), ")");
+                      }));
 }
 
 absl::Status CheckAddresses(const Topology& topology, const ModelEntry& entry) {

@@ -18,12 +18,6 @@ namespace packtrain {
 
 enum class FleetState { kStarting, kReady, kRecovering, kFailed, kStopped };
 
-// What a worker holds once it has loaded, in bytes; 0: it has none, or does not tell.
-struct WorkerMemory {
-  uint64_t weights = 0, kv = 0, recurrent = 0, buffers = 0;  // of its device
-  uint64_t process = 0;                                      // RAM of the process, all in all
-};
-
 struct FleetOptions {
   std::string worker_binary;    // empty: packtrain-worker beside our own program
   bool create_segments = true;  // false: for workers that have no weights (tests)

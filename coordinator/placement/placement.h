@@ -4,9 +4,11 @@
 // should be. Plain values.
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
+#include "coordinator/placement/plan.h"
 #include "coordinator/placement/request.h"
 
 namespace packtrain {
@@ -80,8 +82,9 @@ struct DeploymentPlacement {
 // One worker's share of a device.
 struct DeviceUse {
   DeviceName device;
-  std::string worker;  // "glm-5.2 stage 0"
+  std::string worker;  // "glm-5.2/stage0"
   MemoryBill bill;
+  std::optional<WorkerMemory> actual = {};  // once it has loaded; with its device, not its host
 };
 
 struct DeviceTotal {

@@ -30,6 +30,12 @@ struct WorkerPlan {
   MemoryBill bill;  // of its device, as predicted
 };
 
+// What a worker holds once it has loaded, in bytes; 0: it has none, or does not tell.
+struct WorkerMemory {
+  uint64_t weights = 0, kv = 0, recurrent = 0, buffers = 0;  // of its device
+  uint64_t process = 0;                                      // RAM of the process, all in all
+};
+
 // All links between two workers (by name, "*" for all) use this transport: "shm" or "grpc".
 struct LinkPin {
   std::string from;

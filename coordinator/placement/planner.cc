@@ -360,10 +360,10 @@ class Planner {
         }
       }
     }
-    for (size_t e = 0; e < experts.size(); ++e) {
+    for (size_t e = 0, used = 0; e < experts.size(); ++e) {
       if (experts[e].total() == 0) continue;
       experts[e] += ExpertsBaseBill(*p.model, p.shape);
-      uses.push_back({p.experts[e].name, ExpertsName(*p.wish), experts[e]});
+      uses.push_back({p.experts[e].name, ExpertsName(*p.wish, used++), experts[e]});
     }
     std::erase_if(uses, [](const DeviceUse& use) { return use.bill.total() == 0; });
     return uses;
@@ -372,10 +372,11 @@ class Planner {
   // Enters what the workers take, each with itself and all with their devices.
   void Bill(const Solution& solution, DeploymentPlacement* placed) {
     placed->shape = solution.problem.shape;
-    size_t experts = 0;
     for (DeviceUse& use : UsesOf(solution)) {
-      if (use.worker == ExpertsName(*solution.problem.wish)) {
-        placed->experts[experts++].bill = use.bill;
+      for (size_t e = 0; e < placed->experts.size(); ++e) {
+        if (use.worker == ExpertsName(*solution.problem.wish, e)) {
+          placed->experts[e].bill = use.bill;
+        }
       }
       for (size_t i = 0; i < placed->stages.size(); ++i) {
         if (use.worker == StageName(*solution.problem.wish, i) &&
@@ -387,10 +388,13 @@ class Planner {
     }
   }
 
+  // As the fleet names them.
   static std::string StageName(const DeploymentWish& wish, size_t index) {
-    return absl::StrCat(wish.name, " stage ", index);
+    return absl::StrCat(wish.name, "/stage", index);
   }
-  static std::string ExpertsName(const DeploymentWish& wish) { return wish.name + " experts"; }
+  static std::string ExpertsName(const DeploymentWish& wish, size_t index) {
+    return absl::StrCat(wish.name, "/experts", index);
+  }
 
   // The bytes that a deployment has of a device, to be counted.
   uint64_t* TakenOf(const DeviceName& device) {

@@ -47,9 +47,30 @@ double DramOf(const HostFacts& host, int threads) {
   return all * 1e9 * std::min(1.0, threads / static_cast<double>(std::max(host.cpu.cores, 1)));
 }
 
-double ExpertsReadOf(const HostFacts& host, int threads) {
-  if (host.experts_read_gb_per_s > 0) return host.experts_read_gb_per_s * 1e9;
-  return DramOf(host, threads) * kExpertsReadShare;
+// Of `threads` of the host's cores. Kernels that were measured were so on all of them.
+WeightTimes CpuTimes(const HostFacts& host, int threads, double read) {
+  const double cores = std::max(host.cpu.cores, 1);
+  return {.rates = host.weight_rates,
+          .scale = std::min(threads / cores, 1.0),
+          .read = read,
+          .flops = threads * kCpuCoreFlops};
+}
+
+// Kernels that a layer adds to a decode step.
+int KernelsOf(const LayerConfig& layer) {
+  int kernels = layer.ffn == FfnKind::kMoe ? kMoeKernels : kDenseKernels;
+  switch (layer.attention) {
+    case AttentionKind::kMla:
+      kernels += layer.indexer == IndexerKind::kFull ? kMlaKernels + kIndexerKernels : kMlaKernels;
+      break;
+    case AttentionKind::kGqa:
+      kernels += kGqaKernels;
+      break;
+    case AttentionKind::kGatedDeltaNet:
+      kernels += kDeltaNetKernels;
+      break;
+  }
+  return kernels;
 }
 
 // Duties as an index: embeds, has_head, receives, sends, asks_experts (and streams them on a GPU).
@@ -144,10 +165,13 @@ class Builder {
     s.kind = DeviceKind::kCuda;
     const uint64_t capacity = GpuCapacity(gpu), taken = TakenOf(h, g);
     s.capacity = capacity > taken ? capacity - taken : 0;
-    s.read = (gpu.read_gb_per_s > 0 ? gpu.read_gb_per_s : 500) * 1e9 * kGpuReadShare;
-    s.flops = (gpu.bf16_tflops > 0 ? gpu.bf16_tflops : 50) * 1e12 * kGemmShare;
+    s.read = (gpu.read_gb_per_s > 0 ? gpu.read_gb_per_s : 500) * 1e9;
+    const double flops = (gpu.bf16_tflops > 0 ? gpu.bf16_tflops : 50) * 1e12;
+    s.weights = {
+        .rates = gpu.weight_rates, .read = s.read * kGpuReadShare, .flops = flops * kGemmShare};
+    s.attention_flops = flops;
+    s.kernel_seconds = kKernelCost * (gpu.kernel_us > 0 ? gpu.kernel_us : kKernelUs) * 1e-6;
     s.link = LinkOf(gpu);
-    s.layer_seconds = kGpuLayerSeconds;
     s.exchange_seconds = kMailboxSeconds + 2 * gpu.flag_round_trip_us * 1e-6;
     s.narrow = IsNarrow(gpu);
     s.threads = 1;
@@ -161,10 +185,10 @@ class Builder {
     s.host = static_cast<int>(h);
     s.kind = DeviceKind::kCpu;
     s.capacity = p_.hosts[h].capacity;
-    s.read = DramOf(host, threads) * kCpuStageReadShare;
-    s.flops = threads * kCpuCoreFlops;
+    s.read = DramOf(host, threads);
+    s.weights = CpuTimes(host, threads, s.read * kCpuStageReadShare);
+    s.attention_flops = s.weights.flops;
     s.link = p_.hosts[h].dram_read;
-    s.layer_seconds = kCpuLayerSeconds;
     s.exchange_seconds = kShmSeconds;
     s.required = true;
     s.threads = threads;
@@ -176,8 +200,10 @@ class Builder {
     ExpertsCandidate e;
     e.name = {host.name, "cpu"};
     e.host = static_cast<int>(h);
-    e.read = ExpertsReadOf(host, threads);
-    e.flops = threads * kCpuCoreFlops;
+    e.weights =
+        CpuTimes(host, threads,
+                 host.experts_read_gb_per_s > 0 ? host.experts_read_gb_per_s * 1e9
+                                                : DramOf(host, threads) * kExpertsReadShare);
     e.threads = threads;
     p_.experts.push_back(std::move(e));
   }
@@ -384,27 +410,13 @@ class Builder {
   }
 
   void Sums() {
-    const ModelConfig& c = model_.config;
     const size_t n = S(p_.num_layers);
-    const double share =
-        c.moe.num_experts > 0 ? static_cast<double>(c.moe.top_k) / c.moe.num_experts : 0;
-    const double touched = TouchedShare(c, p_.shape.max_tokens);
-    std::vector<double> cpu(n), cuda(n), experts(n), own(n), shared(n), picked(n), flops(n),
-        expert_flops(n), expert_bytes(n);
+    std::vector<double> cpu(n), cuda(n), experts(n);
     for (size_t l = 0; l < n; ++l) {
       const int layer = static_cast<int>(l);
-      const LayerWeightBytes& w = model_.weights.layers[l];
       cpu[l] = static_cast<double>(LayerBill(model_, p_.shape, DeviceKind::kCpu, layer).total());
       cuda[l] = static_cast<double>(LayerBill(model_, p_.shape, DeviceKind::kCuda, layer).total());
-      experts[l] = static_cast<double>(w.experts);
-      shared[l] = w.experts > 0 ? static_cast<double>(w.shared_expert) : 0;
-      own[l] = static_cast<double>(w.attention + w.indexer + w.feed_forward) - shared[l] +
-               CacheReadBytes(c, wish_.kv_cache, layer, std::min(kDepth, p_.context));
-      picked[l] = static_cast<double>(w.experts) * share;
-      flops[l] = 2.0 * static_cast<double>(w.parameters) +
-                 AttentionFlops(c, layer, std::max(p_.shape.max_tokens, kDepth) / 2.0);
-      expert_flops[l] = 2.0 * static_cast<double>(w.expert_parameters) * share;
-      expert_bytes[l] = static_cast<double>(w.experts) * touched;
+      experts[l] = static_cast<double>(model_.weights.layers[l].experts);
     }
     for (const DeviceKind kind : {DeviceKind::kCpu, DeviceKind::kCuda}) {
       for (size_t bits = 0; bits < kDutyBits; ++bits) {
@@ -416,27 +428,101 @@ class Builder {
     }
     p_.fixed_bytes = {RunningSum(cpu), RunningSum(cuda)};
     p_.expert_bytes = {RunningSum(experts)};
-    p_.prefill_flops = {RunningSum(flops)};
-    p_.prefill_expert_flops = {RunningSum(expert_flops)};
-    p_.prefill_expert_bytes = {RunningSum(expert_bytes)};
-    std::vector<double> seconds(n);
-    for (const StageCandidate& s : p_.stages) {
-      for (size_t l = 0; l < n; ++l) seconds[l] = own[l] / s.read + s.layer_seconds;
-      p_.own_seconds.emplace_back(seconds);
-      for (size_t l = 0; l < n; ++l) seconds[l] = (shared[l] + picked[l]) / s.read;
-      p_.resident_seconds.emplace_back(seconds);
-      p_.remote_seconds.emplace_back();
-      for (const ExpertsCandidate& e : p_.experts) {
-        const double exchange = ExchangeSeconds(s, e);
-        for (size_t l = 0; l < n; ++l) {
-          const double away = picked[l] > 0 ? picked[l] / e.read + exchange : 0;
-          const double here = shared[l] / s.read;
-          // A CPU stage and the experts worker share the cores and the DRAM.
-          seconds[l] = s.kind == DeviceKind::kCpu ? away + here : std::max(away, here);
-        }
-        p_.remote_seconds.back().emplace_back(seconds);
-      }
+    for (StageCandidate& s : p_.stages) {
+      s.head_seconds =
+          s.weights.Read(static_cast<double>(model_.weights.head), model_.weights.head_types);
+      DecodeSums(s);
+      PrefillSums(s);
     }
+    for (const ExpertsCandidate& e : p_.experts) {
+      p_.worker_prefill.push_back(SumOf([&](size_t l) { return ExpertsPrefill(e.weights, l); }));
+    }
+  }
+
+  template <typename Seconds>
+  RunningSum SumOf(Seconds seconds) const {
+    std::vector<double> values(S(p_.num_layers));
+    for (size_t l = 0; l < values.size(); ++l) values[l] = seconds(l);
+    return RunningSum(values);
+  }
+
+  // Bytes of a layer's experts that one token picks.
+  double Picked(size_t l) const {
+    const MoeConfig& moe = model_.config.moe;
+    return moe.num_experts > 0
+               ? static_cast<double>(model_.weights.layers[l].experts) * moe.top_k / moe.num_experts
+               : 0;
+  }
+
+  double SharedExpert(const StageCandidate& s, size_t l) const {
+    const LayerWeightBytes& w = model_.weights.layers[l];
+    return w.experts > 0 ? s.weights.Read(static_cast<double>(w.shared_expert), w.types) : 0;
+  }
+
+  void DecodeSums(const StageCandidate& s) {
+    const ModelConfig& c = model_.config;
+    const auto& layers = model_.weights.layers;
+    p_.own_seconds.push_back(SumOf([&](size_t l) {
+      const LayerWeightBytes& w = layers[l];
+      const double bytes = static_cast<double>(w.attention + w.indexer + w.feed_forward);
+      const double cache =
+          CacheReadBytes(c, wish_.kv_cache, static_cast<int>(l), std::min(kDepth, p_.context));
+      return s.weights.Read(bytes, w.types) - SharedExpert(s, l) + cache / s.read +
+             (s.kind == DeviceKind::kCuda ? s.kernel_seconds * KernelsOf(c.layers[l])
+                                          : kCpuLayerSeconds);
+    }));
+    p_.resident_seconds.push_back(SumOf([&](size_t l) {
+      return SharedExpert(s, l) + s.weights.Read(Picked(l), layers[l].expert_types);
+    }));
+    p_.remote_seconds.emplace_back();
+    for (const ExpertsCandidate& e : p_.experts) {
+      const double exchange = ExchangeSeconds(s, e);
+      p_.remote_seconds.back().push_back(SumOf([&](size_t l) {
+        const double picked = Picked(l);
+        const double away =
+            picked > 0 ? e.weights.Read(picked, layers[l].expert_types) + exchange : 0;
+        // A CPU stage and the experts worker share the cores and the DRAM.
+        return s.kind == DeviceKind::kCpu ? away + SharedExpert(s, l)
+                                          : std::max(away, SharedExpert(s, l));
+      }));
+    }
+  }
+
+  // Seconds of a full ubatch in a layer's routed experts.
+  double ExpertsPrefill(const WeightTimes& weights, size_t l) const {
+    const ModelConfig& c = model_.config;
+    const LayerWeightBytes& w = model_.weights.layers[l];
+    if (w.experts == 0) return 0;
+    return weights.Multiply(
+        static_cast<double>(w.expert_parameters),
+        static_cast<double>(p_.shape.max_tokens) * c.moe.top_k / std::max(c.moe.num_experts, 1),
+        static_cast<double>(w.experts) * TouchedShare(c, p_.shape.max_tokens), w.expert_types);
+  }
+
+  void PrefillSums(const StageCandidate& s) {
+    const ModelConfig& c = model_.config;
+    const double rows = p_.shape.max_tokens;
+    const bool cuda = s.kind == DeviceKind::kCuda;
+    p_.own_prefill.push_back(SumOf([&](size_t l) {
+      const LayerWeightBytes& w = model_.weights.layers[l];
+      double share = 1;
+      if (cuda) {
+        const AttentionKind kind = c.layers[l].attention;
+        share = kind == AttentionKind::kMla   ? kMlaShare
+                : kind == AttentionKind::kGqa ? kGqaShare
+                                              : kDeltaNetShare;
+      }
+      const double attention =
+          rows *
+          AttentionFlops(c, static_cast<int>(l), std::max(p_.shape.max_tokens, kDepth) / 2.0) /
+          (s.attention_flops * share);
+      const double between = cuda ? rows * kActivationPasses * c.hidden_dim * 4 / s.read : 0;
+      return s.weights.Multiply(static_cast<double>(w.parameters), rows,
+                                static_cast<double>(w.attention + w.indexer + w.feed_forward),
+                                w.types) +
+             attention + between;
+    }));
+    p_.expert_prefill.push_back(SumOf([&](size_t l) { return ExpertsPrefill(s.weights, l); }));
   }
 
   double ExchangeSeconds(const StageCandidate& s, const ExpertsCandidate& e) const {

@@ -12,6 +12,7 @@
 #include "absl/status/statusor.h"
 #include "coordinator/placement/placement.h"
 #include "coordinator/placement/request.h"
+#include "coordinator/placement/weight_times.h"
 
 namespace packtrain {
 
@@ -26,15 +27,17 @@ struct StageCandidate {
   int host = 0;
   int gpu = -1;  // index into the host's GPUs, -1: the CPU
   DeviceKind kind = DeviceKind::kCpu;
-  uint64_t capacity = 0;                       // of a GPU; a CPU stage lives in its host's pool
-  double read = 0;                             // bytes/s of weights
-  double flops = 0;                            // per second, in long ubatches
-  double link = 0;                             // bytes/s to and from host memory
-  double layer_seconds = 0;                    // fixed cost of a layer
-  double exchange_seconds = 0;                 // of asking for experts, without the bytes
-  bool narrow = false;                         // a link on which experts must not be waited for
-  bool required = false;                       // listed by the user
-  bool experts_elsewhere = false;              // a CPU stage beside an experts worker
+  uint64_t capacity = 0;  // of a GPU; a CPU stage lives in its host's pool
+  WeightTimes weights;
+  double read = 0;                 // bytes/s of memory
+  double kernel_seconds = 0;       // GPU: what a kernel of a decode step costs besides its bytes
+  double attention_flops = 0;      // per second, in long ubatches
+  double link = 0;                 // bytes/s to and from host memory
+  double head_seconds = 0;         // of a step, if it has the head
+  double exchange_seconds = 0;     // of asking for experts, without the bytes
+  bool narrow = false;             // a link on which experts must not be waited for
+  bool required = false;           // listed by the user
+  bool experts_elsewhere = false;  // a CPU stage beside an experts worker
   std::optional<LayerRange> layers, resident;  // pins
   int wish = -1;                               // index into the wished workers, -1: planned
   int threads = 0;
@@ -43,8 +46,7 @@ struct StageCandidate {
 struct ExpertsCandidate {
   DeviceName name;
   int host = 0;
-  double read = 0;
-  double flops = 0;
+  WeightTimes weights;
   std::vector<LayerRange> pinned;  // it serves exactly these
   int wish = -1;                   // as of a stage
   int threads = 0;
@@ -104,7 +106,9 @@ struct Problem {
   std::vector<std::vector<RunningSum>> remote_seconds;  // [stage][experts worker], decode
   std::vector<RunningSum> resident_seconds;             // [stage], decode, with the shared expert
   std::vector<RunningSum> own_seconds;                  // [stage], decode, all else
-  std::vector<RunningSum> prefill_flops, prefill_expert_flops, prefill_expert_bytes;  // one each
+  // And of a full ubatch.
+  std::vector<RunningSum> own_prefill, expert_prefill;  // [stage]: without routed experts; those
+  std::vector<RunningSum> worker_prefill;               // [experts worker]
 };
 
 // What a stage of a choice takes: of its device (CPU: of its host) and of all hosts' RAM.

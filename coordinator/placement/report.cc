@@ -250,9 +250,16 @@ std::string PlacementJson(const Placement& placement) {
   for (const DeviceTotal& device : placement.devices) {
     Json uses = Json::array();
     for (const DeviceUse& use : device.uses) {
-      uses.push_back({{"worker", use.worker},
-                      {"predicted_bytes", use.bill.total()},
-                      {"bill", BillJson(use.bill)}});
+      Json json_use = {{"worker", use.worker},
+                       {"predicted_bytes", use.bill.total()},
+                       {"bill", BillJson(use.bill)}};
+      if (use.actual) {
+        for (const MemoryItem& item : CompareMemory(use.device, use.bill, *use.actual)) {
+          json_use["loaded"][item.name] = {{"actual_bytes", item.actual},
+                                           {"predicted_bytes", item.predicted}};
+        }
+      }
+      uses.push_back(std::move(json_use));
     }
     json["devices"].push_back({{"device", device.device.text()},
                                {"memory_bytes", device.memory},
@@ -261,6 +268,31 @@ std::string PlacementJson(const Placement& placement) {
                                {"uses", std::move(uses)}});
   }
   return json.dump(2, ' ', false, Json::error_handler_t::replace);
+}
+
+std::vector<MemoryItem> CompareMemory(const DeviceName& device, const MemoryBill& bill,
+                                      const WorkerMemory& actual) {
+  std::vector<MemoryItem> items = {
+      {"weights", actual.weights, bill.weights()},
+      {"kv_cache", actual.kv, bill[BillItem::kKv] + bill[BillItem::kIndexKeys]},
+      {"recurrent", actual.recurrent, bill[BillItem::kRecurrent] + bill[BillItem::kSnapshots]},
+      {"buffers", actual.buffers, bill[BillItem::kBuffers] + bill[BillItem::kStreaming]},
+  };
+  if (device.is_cpu()) items.push_back({"process", actual.process, bill.total()});
+  std::erase_if(items, [](const MemoryItem& item) { return item.actual == 0; });
+  return items;
+}
+
+void SetActual(const std::string& deployment, const WorkerPlan& worker, const WorkerMemory& actual,
+               Placement* placement) {
+  for (DeviceTotal& device : placement->devices) {
+    for (DeviceUse& use : device.uses) {
+      if (use.worker == absl::StrCat(deployment, "/", worker.name) &&
+          use.device.device == worker.device) {
+        use.actual = actual;
+      }
+    }
+  }
 }
 
 }  // namespace packtrain

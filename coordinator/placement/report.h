@@ -19,4 +19,17 @@ std::string PlacementJson(const Placement& placement);
 std::string RangeText(const LayerRange& range);
 std::string KvCacheName(KvCacheType type);
 
+// One kind of memory of a worker.
+struct MemoryItem {
+  const char* name;
+  uint64_t actual = 0, predicted = 0;
+};
+// What a worker holds beside its bill; kinds of which it has or tells nothing are left out.
+std::vector<MemoryItem> CompareMemory(const DeviceName& device, const MemoryBill& bill,
+                                      const WorkerMemory& actual);
+
+// Enters what a worker of a deployment holds.
+void SetActual(const std::string& deployment, const WorkerPlan& worker, const WorkerMemory& actual,
+               Placement* placement);
+
 }  // namespace packtrain

@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "common/model/buffers.h"
 #include "coordinator/placement/rates.h"
 
 namespace packtrain {
@@ -21,34 +22,34 @@ struct PrefillTime {
 
 PrefillTime PrefillOf(const Problem& p, const StageChoice& choice) {
   const StageCandidate& s = p.stages[S(choice.candidate)];
-  const double rows = p.shape.max_tokens;
-  double flops = p.prefill_flops[0].Of(choice.layers.first, choice.layers.last);
-  if (!choice.resident.empty()) {
-    flops += p.prefill_expert_flops[0].Of(choice.resident.first, choice.resident.last);
-  }
-  const double compute = rows * flops / s.flops;
-  double parts_compute = 0, streamed = 0, workers = 0;
+  const RunningSum& own = p.own_prefill[S(choice.candidate)];
+  const RunningSum& experts = p.expert_prefill[S(choice.candidate)];
+  // A GPU computes the experts in its host's RAM itself, if there are rows enough; their layers run
+  // while they are copied.
+  const bool streams =
+      s.kind == DeviceKind::kCuda && p.shape.max_tokens >= StreamedExpertsRows(p.model->config.moe);
+  double alone = own.Of(choice.layers.first, choice.layers.last), copied = 0, workers = 0;
+  if (!choice.resident.empty()) alone += experts.Of(choice.resident.first, choice.resident.last);
+  PrefillTime time;
   for (const ExpertsPart& part : choice.parts) {
-    const ExpertsCandidate& e = p.experts[S(part.worker)];
-    const double part_flops =
-        rows * p.prefill_expert_flops[0].Of(part.layers.first, part.layers.last);
-    const double bytes = p.prefill_expert_bytes[0].Of(part.layers.first, part.layers.last);
-    workers += std::max(part_flops / e.flops, bytes / e.read);
-    if (e.host == s.host) {
-      parts_compute += part_flops / s.flops;
-      streamed += bytes;
+    const int first = part.layers.first, last = part.layers.last;
+    if (streams && p.experts[S(part.worker)].host == s.host) {
+      copied += own.Of(first, last) + experts.Of(first, last);
+      alone -= own.Of(first, last);
+      time.streamed_bytes += p.expert_bytes[0].Of(first, last);
     } else {
-      parts_compute += 1e9;  // weights do not cross the network for a chunk
+      workers += p.worker_prefill[S(part.worker)].Of(first, last);
     }
   }
-  const bool cuda = s.kind == DeviceKind::kCuda;
-  const double with_workers = compute + workers;
-  const double with_stream = std::max(compute + parts_compute, streamed / s.link);
-  if (choice.parts.empty() || !cuda || with_workers <= with_stream) {
-    const bool waits = workers > compute;
-    return {with_workers, 0, waits ? "CPU experts" : "compute"};
-  }
-  return {with_stream, streamed, streamed / s.link > compute + parts_compute ? "link" : "compute"};
+  // What the ring holds is there when the first of these layers begins.
+  const double ahead =
+      std::min(time.streamed_bytes, static_cast<double>(ExpertRingBytes(*p.model, p.shape)));
+  const double copies = (time.streamed_bytes - ahead) / s.link;
+  time.seconds = alone + workers + std::max(copied, copies);
+  time.bound = copies > copied && copies > alone + workers ? "link"
+               : workers > alone + copied                  ? "CPU experts"
+                                                           : "compute";
+  return time;
 }
 
 }  // namespace
@@ -63,7 +64,7 @@ double DecodeSeconds(const Problem& problem, const StageChoice& choice) {
     seconds += problem.remote_seconds[s][S(part.worker)].Of(part.layers.first, part.layers.last);
   }
   if (choice.layers.last == problem.num_layers) {
-    seconds += static_cast<double>(problem.model->weights.head) / problem.stages[s].read;
+    seconds += problem.stages[s].head_seconds;
   }
   return seconds;
 }
@@ -126,21 +127,18 @@ SpeedPrediction Predict(const Problem& problem, const std::vector<StageChoice>& 
     const StageCandidate& s = problem.stages[S(choice.candidate)];
     double seconds = DecodeSeconds(problem, choice);
     for (const ExpertsPart& part : choice.parts) {
-      const ExpertsCandidate& e = problem.experts[S(part.worker)];
       Away& a = away[part.worker];
-      const double bytes = ExpertsBytesOf(problem, part.layers) * share;
       const double waited = problem.remote_seconds[S(choice.candidate)][S(part.worker)].Of(
           part.layers.first, part.layers.last);
-      const double hidden = s.kind == DeviceKind::kCuda ? 0 : waited - bytes / e.read;
       a.layers += part.layers.size();
-      a.bytes += bytes;
-      a.seconds += waited - hidden;
-      seconds -= waited - hidden;
+      a.bytes += ExpertsBytesOf(problem, part.layers) * share;
+      a.seconds += waited;
+      seconds -= waited;
     }
     add(s.name.text(),
         absl::StrFormat("layers %d-%d, %d with their experts", choice.layers.first,
                         choice.layers.last - 1, std::max(choice.resident.size(), 0)),
-        seconds * s.read, s.read, seconds);
+        0, 0, seconds);
     PrefillTime prefill = PrefillOf(problem, choice);
     if (i + 1 < stages.size()) {
       const Hop hop =
@@ -162,7 +160,7 @@ SpeedPrediction Predict(const Problem& problem, const std::vector<StageChoice>& 
     add(e.name.text() + " DRAM",
         absl::StrFormat("%d of %d experts of %d layers", config.moe.top_k, config.moe.num_experts,
                         a.layers),
-        a.bytes, e.read, a.seconds);
+        a.bytes, a.bytes / a.seconds, a.seconds);
   }
   if (stages.size() > 1) {
     add("links", absl::StrFormat("%d hops between stages", stages.size() - 1), 0, 0, hops);
@@ -183,6 +181,8 @@ SpeedPrediction Predict(const Problem& problem, const std::vector<StageChoice>& 
       speed.prefill_bound = problem.rig->hosts[h].name + "/cpu DRAM";
     }
   }
+  // Nothing hides the way of a step that only one stage works on.
+  if (stages.size() == 1) slowest += kStepSeconds;
   speed.prefill_tokens_per_s = problem.shape.max_tokens / slowest;
   return speed;
 }

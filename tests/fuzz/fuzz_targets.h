@@ -22,6 +22,12 @@ std::string FuzzTokenizerFile(std::span<const std::byte> bytes);
 // The bytes as a YAML topology.
 std::string FuzzTopology(std::span<const std::byte> bytes);
 
+// The bytes as a YAML rig.
+std::string FuzzRig(std::span<const std::byte> bytes);
+
+// The bytes as the facts of a host in JSON: what is accepted is written and read back the same.
+std::string FuzzHostFacts(std::span<const std::byte> bytes);
+
 // The bytes as a message from the coordinator with a step in it.
 std::string FuzzStep(std::span<const std::byte> bytes);
 

@@ -1,6 +1,7 @@
 """Who lives and who dies: both models generate at once; nothing outlives the coordinator, however it
 ends; a worker that is killed in mid-stream is replaced, and its streams go on as if nothing were."""
 
+import json
 import os
 import signal
 import subprocess
@@ -48,6 +49,24 @@ class LifecycleTest(unittest.TestCase):
             self.assertEqual(sorted(unfinished), ["primary", "sidecar"])
             for text in texts:
                 self.assertGreater(len(text), 300)
+
+    def test_what_workers_hold_stands_beside_the_plan(self):
+        with Server(DEMO) as server:
+            status, text = server.get("/plan")
+            self.assertEqual(status, 200, text)
+            plan = json.loads(text)
+            uses = {use["worker"]: use for device in plan["devices"] for use in device["uses"]}
+            self.assertEqual(set(uses), {"primary/stage0", "primary/stage1", "primary/experts0",
+                                         "sidecar/stage0"})
+            metrics = server.metrics()
+            for worker, use in uses.items():
+                model, name = worker.split("/")
+                weights = use["loaded"]["weights"]
+                self.assertAlmostEqual(weights["actual_bytes"] / weights["predicted_bytes"], 1,
+                                       delta=0.03, msg=worker)
+                key = ('packtrain_worker_memory_bytes{item="weights",kind="actual",'
+                       f'model="{model}",worker="{name}"}}')
+                self.assertEqual(metrics[key], weights["actual_bytes"])
 
     def test_no_worker_survives_a_killed_coordinator(self):
         server = Server(DEMO)

@@ -54,6 +54,207 @@ uint64_t LayerBytes(const ModelFacts& model, const DeploymentShape& shape, bool 
          (cuda ? uint64_t{1} << 20 : 0);
 }
 
+// Scratch memory as a CUDA stage takes it: arrays one on the other, given back in reverse.
+class ScratchStack {
+ public:
+  explicit ScratchStack(uint64_t rows) : rows_(rows) {}
+  // Values of every row; those that products read exist twice, in f32 and bf16.
+  void Take(int values, bool twice = false) {
+    used_ += rows_ * static_cast<uint64_t>(values) * (twice ? 6 : 4);
+    peak_ = std::max(peak_, used_);
+  }
+  void TakeBytes(uint64_t bytes) {
+    used_ += bytes;
+    peak_ = std::max(peak_, used_);
+  }
+  uint64_t rows() const { return rows_; }
+  uint64_t used() const { return used_; }
+  void GiveBackTo(uint64_t used) { used_ = used; }
+  uint64_t peak() const { return peak_; }
+
+ private:
+  const uint64_t rows_;
+  uint64_t used_ = 0, peak_ = 0;
+};
+
+void TakeAttention(const ModelConfig& c, const LayerConfig& layer, uint64_t rows,
+                   uint64_t positions, ScratchStack* stack) {
+  const int heads = c.num_heads;
+  if (layer.attention == AttentionKind::kMla) {
+    const int rank = c.mla.kv_lora_rank, rope = c.rope.dims;
+    stack->Take(rank + rope);                      // new rows of the cache
+    stack->Take(heads * (c.mla.nope_dim + rope));  // queries
+    stack->Take(c.mla.q_lora_rank, true);
+    const uint64_t queries = stack->used();
+    if (layer.indexer == IndexerKind::kFull) {
+      stack->Take(c.indexer.head_dim);
+      if (positions > static_cast<uint64_t>(c.indexer.top_k)) {
+        stack->Take(c.indexer.num_heads * (c.indexer.head_dim + 1));
+        stack->TakeBytes(std::min<uint64_t>(rows * positions * 4, 64 << 20));  // scores
+      }
+      stack->GiveBackTo(queries);
+    }
+    stack->Take(heads * (rank + rope));  // queries in latent space
+    const uint64_t absorbed = stack->used();
+    stack->Take(heads * c.mla.nope_dim, true);
+    stack->GiveBackTo(absorbed);
+    stack->Take(heads * rank);  // attended
+    const uint64_t attended = stack->used();
+    stack->Take(heads * (rank + 2));  // partial sums
+    stack->GiveBackTo(attended);
+    stack->Take(heads * rank, true);
+    stack->Take(heads * c.mla.value_dim, true);
+  } else if (layer.attention == AttentionKind::kGqa) {
+    stack->Take(heads * c.gqa.key_dim * (c.gqa.output_gate ? 2 : 1));
+    stack->Take(c.gqa.num_kv_heads * (c.gqa.key_dim + c.gqa.value_dim));
+    stack->Take(heads * c.gqa.key_dim);
+    stack->Take(heads * c.gqa.value_dim, true);
+    stack->Take(heads * (c.gqa.value_dim + 2));
+  } else {
+    const int inner = c.delta_net.num_value_heads * c.delta_net.head_dim;
+    const int channels = inner + 2 * c.delta_net.num_key_heads * c.delta_net.head_dim;
+    for (int i = 0; i < 2; ++i) {
+      stack->Take(channels);
+      stack->Take(inner);
+      stack->Take(c.delta_net.num_value_heads);
+    }
+    stack->Take(inner, true);
+  }
+}
+
+void TakeFeedForward(const ModelConfig& c, const LayerConfig& layer, ScratchStack* stack) {
+  const auto dense = [&](int width) {
+    stack->Take(2 * width);
+    stack->Take(width, true);
+  };
+  if (layer.ffn == FfnKind::kDense) return dense(c.dense_dim);
+  if (c.moe.shared_dim > 0) {
+    stack->Take(c.hidden_dim + 1);
+    dense(c.moe.shared_dim);
+  }
+  stack->Take(c.moe.num_experts + 4 * c.moe.top_k);  // router; picks and their order
+  const auto pair = static_cast<uint64_t>(4 * c.hidden_dim + 10 * c.moe.expert_dim);
+  stack->TakeBytes(stack->rows() * static_cast<uint64_t>(c.moe.top_k) * pair);
+}
+
+uint64_t CpuScratchPerRow(const ModelConfig& c) {
+  uint64_t widest = 0;
+  for (const LayerConfig& layer : c.layers) {
+    const int heads = c.num_heads;
+    int attention = 0;
+    if (layer.attention == AttentionKind::kMla) {
+      attention = c.mla.q_lora_rank + heads * 2 * (c.mla.nope_dim + c.rope.dims) +
+                  heads * (2 * c.mla.kv_lora_rank + c.mla.value_dim);
+      if (layer.indexer != IndexerKind::kNone) {
+        attention += c.indexer.num_heads * c.indexer.head_dim + c.indexer.num_heads;
+      }
+    } else if (layer.attention == AttentionKind::kGqa) {
+      attention = heads * (c.gqa.key_dim * (c.gqa.output_gate ? 2 : 1) + c.gqa.value_dim) +
+                  c.gqa.num_kv_heads * (c.gqa.key_dim + c.gqa.value_dim);
+    } else {
+      const int inner = c.delta_net.num_value_heads * c.delta_net.head_dim;
+      attention = 5 * inner + 4 * c.delta_net.num_key_heads * c.delta_net.head_dim;
+    }
+    const int ffn = layer.ffn == FfnKind::kDense
+                        ? 2 * c.dense_dim
+                        : 2 * c.moe.shared_dim + c.moe.num_experts +
+                              2 * c.moe.top_k * (c.moe.expert_dim + c.hidden_dim);
+    widest = std::max({widest, static_cast<uint64_t>(attention), static_cast<uint64_t>(ffn)});
+  }
+  return widest;
+}
+
+uint64_t Rows(const DeploymentShape& shape) { return static_cast<uint64_t>(shape.max_tokens); }
+
+// One row each way, with picks and their weights.
+uint64_t ExchangeBytes(const ModelConfig& c, const DeploymentShape& shape) {
+  return Rows(shape) * static_cast<uint64_t>(8 * (c.hidden_dim + c.moe.top_k));
+}
+
+// Two bundles on every side that has a neighbour.
+uint64_t HopBytes(const ModelConfig& c, const DeploymentShape& shape, bool first, bool last) {
+  const uint64_t bundle = Rows(shape) * static_cast<uint64_t>(4 * (c.hidden_dim + c.indexer.top_k));
+  return (first ? 0 : 2 * bundle) + (last ? 0 : 2 * bundle);
+}
+
+bool Streams(const ModelConfig& c, const DeploymentShape& shape) {
+  return shape.max_tokens >= std::max(9, 5 * c.moe.num_experts / std::max(c.moe.top_k, 1));
+}
+
+// The ring that experts are copied through: eight pieces of whole experts, 128 MiB at most.
+uint64_t RingBytes(const ModelFacts& model) {
+  uint64_t tensor = 0;
+  for (const LayerWeightBytes& l : model.weights.layers) tensor = std::max(tensor, l.experts / 3);
+  const uint64_t expert = std::max<uint64_t>(
+      tensor / static_cast<uint64_t>(std::max(model.config.moe.num_experts, 1)), 1);
+  uint64_t piece = (uint64_t{128} << 20) / expert * expert;
+  piece = std::max(piece, expert);
+  return 8 * std::min(piece, tensor);
+}
+
+uint64_t CudaBaseBytes(const ModelFacts& model, const DeploymentShape& shape, bool first, bool last,
+                       bool asks) {
+  const ModelConfig& c = model.config;
+  const uint64_t positions = std::min(static_cast<uint64_t>(c.context_length),
+                                      static_cast<uint64_t>(shape.num_pages) * 64);
+  uint64_t widest = 0;
+  for (const LayerConfig& layer : c.layers) {
+    for (const bool attention : {true, false}) {
+      ScratchStack stack(Rows(shape));
+      stack.Take(c.hidden_dim, true);
+      if (attention) {
+        TakeAttention(c, layer, Rows(shape), positions, &stack);
+      } else {
+        TakeFeedForward(c, layer, &stack);
+      }
+      widest = std::max(widest, stack.peak());
+    }
+  }
+  uint64_t bytes = widest + HopBytes(c, shape, first, last);
+  // Residual and its increment, angles, choice of sparse attention, positions and tables.
+  bytes += Rows(shape) *
+           static_cast<uint64_t>(8 * c.hidden_dim + 4 * c.rope.dims + 4 * c.indexer.top_k + 8);
+  bytes += static_cast<uint64_t>(shape.num_slots) * (positions / 64) * 4;
+  if (first) {
+    bytes += Rows(shape) * (model.weights.embedding / static_cast<uint64_t>(c.vocab_size));
+  }
+  if (last) bytes += model.weights.head + 8 * static_cast<uint64_t>(c.vocab_size) * 4;
+  if (shape.max_tokens > 8) bytes += uint64_t{128} << 20;  // unpacked weights
+  if (asks && Streams(c, shape)) bytes += RingBytes(model);
+  return bytes + (uint64_t{560} << 20);  // CUDA itself
+}
+
+uint64_t CudaHostBytes(const ModelFacts& model, const DeploymentShape& shape, bool first, bool last,
+                       bool asks) {
+  uint64_t bytes = uint64_t{128 + 256} << 20;  // page-locked staging, the process
+  bytes += HopBytes(model.config, shape, first, last);
+  if (first) bytes += model.weights.embedding;
+  if (asks) bytes += ExchangeBytes(model.config, shape);
+  return bytes;
+}
+
+uint64_t CpuBaseBytes(const ModelFacts& model, const DeploymentShape& shape, bool first, bool last,
+                      bool asks) {
+  const ModelConfig& c = model.config;
+  uint64_t bytes = Rows(shape) * static_cast<uint64_t>(12 * c.hidden_dim + 4 * c.indexer.top_k);
+  bytes += std::min<uint64_t>(Rows(shape), 512) * CpuScratchPerRow(c) * 4;
+  bytes += HopBytes(c, shape, first, last) + (uint64_t{256} << 20);
+  if (asks) bytes += ExchangeBytes(c, shape);
+  if (first) bytes += model.weights.embedding;
+  if (last) {
+    bytes += model.weights.head + static_cast<uint64_t>(std::max(shape.num_slots, 64)) *
+                                      static_cast<uint64_t>(c.vocab_size) * 4;
+  }
+  return bytes;
+}
+
+uint64_t ExpertsBaseBytes(const ModelFacts& model, const DeploymentShape& shape) {
+  const MoeConfig& moe = model.config.moe;
+  return Rows(shape) * static_cast<uint64_t>(moe.top_k) *
+             static_cast<uint64_t>(4 * (2 * moe.expert_dim + model.config.hidden_dim)) +
+         ExchangeBytes(model.config, shape) + (uint64_t{256} << 20);
+}
+
 int PlacedLayers(const DeploymentWish& wish) {
   return wish.mtp ? static_cast<int>(wish.model->weights.layers.size())
                   : wish.model->config.num_layers;
@@ -274,22 +475,16 @@ std::map<std::string, uint64_t> Recount(const PlanRequest& request, const Placem
         }
       }
       const bool asks = !s.remote_experts.empty();
-      const StageDuties duties = {.device = cuda ? DeviceKind::kCuda : DeviceKind::kCpu,
-                                  .embeds = i == 0,
-                                  .has_head = i + 1 == placed.stages.size(),
-                                  .receives = i > 0,
-                                  .sends = i + 1 < placed.stages.size(),
-                                  .asks_experts = asks,
-                                  .streams_experts = asks && cuda};
-      // The parts without a layer are constants of the bill, with no second truth to count by.
-      device += StageBaseBill(model, placed.shape, duties).total();
+      const bool first = i == 0, last = i + 1 == placed.stages.size();
+      device += cuda ? CudaBaseBytes(model, placed.shape, first, last, asks)
+                     : CpuBaseBytes(model, placed.shape, first, last, asks);
       if (cuda) {
-        bytes[s.device.host + "/cpu"] += StageHostBill(model, placed.shape, duties).total();
+        bytes[s.device.host + "/cpu"] += CudaHostBytes(model, placed.shape, first, last, asks);
       }
     }
     for (const ExpertsPlacement& e : placed.experts) {
       uint64_t& device = bytes[e.device.text()];
-      device += ExpertsBaseBill(model, placed.shape).total();
+      device += ExpertsBaseBytes(model, placed.shape);
       for (const LayerRange& range : e.layers) {
         for (int l = range.first; l < range.last; ++l) device += model.weights.layers[S(l)].experts;
       }

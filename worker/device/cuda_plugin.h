@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "common/config/host_facts.h"
 #include "common/model/config.h"
 #include "common/model/tensors.h"
 #include "common/model/weight_source.h"
@@ -42,6 +43,8 @@ struct CudaPlugin {
                                                          const WeightSource& source,
                                                          const StageSpec& spec,
                                                          const CudaStageOptions& options);
+  // See ProbeGpus.
+  absl::StatusOr<std::vector<GpuFacts>> (*probe)(bool measure);
   // The device's place on the bus, which tells it apart on its host; empty if there is no such.
   std::string (*bus_id)(int device);
   // See worker/device/cuda/copy_meter.h.

@@ -16,11 +16,15 @@
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <functional>
 #include <memory>
 #include <new>
+#include <random>
 #include <thread>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "worker/device/measured_types.h"
 
 namespace packtrain {
 namespace {
@@ -70,26 +74,30 @@ class Mapping {
   size_t bytes_;
 };
 
-using Lanes = uint64_t __attribute__((vector_size(64), aligned(64)));
+using Lanes = uint64_t __attribute__((vector_size(16), aligned(16)));
 
-// A sum over the bytes, so that no load can be left out.
+// A sum over the bytes, so that no load can be left out. Several places at a time, asked for early:
+// one place alone waits for the prefetcher at the end of every page.
 uint64_t ReadAll(const std::byte* data, size_t bytes) {
-  const Lanes* in = reinterpret_cast<const Lanes*>(data);
-  Lanes sums[4] = {};
-  for (size_t i = 0; i + 4 <= bytes / sizeof(Lanes); i += 4) {
-    for (size_t k = 0; k < 4; ++k) sums[k] ^= in[i + k];
+  constexpr size_t kPlaces = 4, kLine = 64, kAhead = 1024;
+  const size_t part = bytes / kPlaces / kLine * kLine;
+  Lanes sums[kPlaces] = {};
+  for (size_t at = 0; at < part; at += kLine) {
+    for (size_t p = 0; p < kPlaces; ++p) {
+      const std::byte* line = data + p * part + at;
+      __builtin_prefetch(line + kAhead);
+      const auto* in = reinterpret_cast<const Lanes*>(line);
+      sums[p] ^= in[0] ^ in[1] ^ in[2] ^ in[3];
+    }
   }
   const Lanes all = sums[0] ^ sums[1] ^ sums[2] ^ sums[3];
-  uint64_t result = 0;
-  for (int i = 0; i < 8; ++i) result ^= all[i];
-  return result;
+  return all[0] ^ all[1];
 }
 
-// Best rate of several passes in which every thread reads its own part once.
-double ReadRateOf(int threads, std::byte* data, size_t bytes, double seconds) {
-  const size_t part = bytes / static_cast<size_t>(threads) / 4096 * 4096;
+// Least seconds of several passes in which every thread does its own part once, each bound to a
+// core.
+double BestPass(int threads, double seconds, const std::function<void(size_t thread)>& part) {
   const std::vector<int> cpus = AllowedCpus();
-  std::atomic<uint64_t> sink{0};
   std::atomic<bool> stop{false};
   std::barrier line(threads + 1);
   std::vector<std::jthread> workers;
@@ -99,25 +107,81 @@ double ReadRateOf(int threads, std::byte* data, size_t bytes, double seconds) {
       for (;;) {
         line.arrive_and_wait();
         if (stop) return;
-        sink ^= ReadAll(data + static_cast<size_t>(t) * part, part);
+        part(static_cast<size_t>(t));
         line.arrive_and_wait();
       }
     });
   }
-  double best = 0;
+  double best = 1e9;
   const Clock::time_point start = Clock::now();
   for (int pass = 0; pass < 3 || SecondsSince(start) < seconds; ++pass) {
-    line.arrive_and_wait();
     const Clock::time_point begin = Clock::now();
     line.arrive_and_wait();
-    const double bytes_read = static_cast<double>(part) * threads;
-    best = std::max(best, bytes_read / SecondsSince(begin) / 1e9);
+    line.arrive_and_wait();
+    best = std::min(best, SecondsSince(begin));
     if (SecondsSince(start) > 8 * seconds) break;  // a slow machine: what there is must do
   }
   stop = true;
   line.arrive_and_wait();
   return best;
 }
+
+double ReadRateOf(int threads, std::byte* data, size_t bytes, double seconds) {
+  const size_t part = bytes / static_cast<size_t>(threads) / 4096 * 4096;
+  std::atomic<uint64_t> sink{0};
+  const double best =
+      BestPass(threads, seconds, [&](size_t t) { sink ^= ReadAll(data + t * part, part); });
+  return static_cast<double>(part) * threads / best / 1e9;
+}
+
+// Weights of one type in `data`, each thread with its own part of them, times `tokens` tokens.
+class WeightPasses {
+ public:
+  WeightPasses(TensorType type, const WeightKernel& kernel, int threads, const std::byte* data)
+      : row_bytes_(RowBytes(type, kColumns)), kernel_(kernel), threads_(threads), data_(data) {
+    const size_t stride = kernel.activation_bytes(kColumns);
+    activations_.reset(static_cast<std::byte*>(std::aligned_alloc(64, stride * kTokens)));
+    const std::vector<float> x(kColumns, 0.01F);
+    for (size_t i = 0; i < kTokens; ++i) {
+      pointers_[i] = activations_.get() + i * stride;
+      kernel.prepare(x.data(), kColumns, activations_.get() + i * stride);
+    }
+    y_.resize(static_cast<size_t>(threads) * kTokens * kRowsAtOnce);
+  }
+
+  // Bytes and seconds of a pass over `part` bytes per thread.
+  std::pair<double, double> Run(size_t part, size_t tokens, double seconds) {
+    const size_t rows = std::max<size_t>(part / row_bytes_, 1);
+    const double best = BestPass(threads_, seconds, [&](size_t t) {
+      const std::byte* w = data_ + t * part;
+      float* y[kTokens];
+      for (size_t i = 0; i < tokens; ++i) y[i] = &y_[(t * kTokens + i) * kRowsAtOnce];
+      for (size_t row = 0; row < rows; row += kRowsAtOnce) {
+        const size_t count = std::min(kRowsAtOnce, rows - row);
+        kernel_.mat_mul(w + row * row_bytes_, count, kColumns, pointers_, tokens, y);
+      }
+    });
+    return {static_cast<double>(rows * row_bytes_) * threads_, best};
+  }
+
+  size_t row_bytes() const { return row_bytes_; }
+
+  static constexpr size_t kColumns = 6144;
+  static constexpr size_t kFew = 8, kTokens = 32;  // two points of a long ubatch's line
+
+ private:
+  static constexpr size_t kRowsAtOnce = 64;
+  struct Free {
+    void operator()(std::byte* memory) const { std::free(memory); }
+  };
+  const size_t row_bytes_;
+  const WeightKernel& kernel_;
+  const int threads_;
+  const std::byte* const data_;
+  std::unique_ptr<std::byte, Free> activations_;
+  const void* pointers_[kTokens];
+  std::vector<float> y_;
+};
 
 // Two counters, each written by one side.
 struct FlagPair {
@@ -205,6 +269,46 @@ std::vector<ReadRate> MeasureDramRead(int max_threads, uint64_t usable_bytes,
   std::vector<ReadRate> rates;
   for (int n : counts) {
     rates.push_back({n, ReadRateOf(n, memory.data(), bytes, options.seconds_each)});
+  }
+  return rates;
+}
+
+std::vector<WeightRate> MeasureWeightRates(int threads, uint64_t usable_bytes,
+                                           uint64_t largest_cache_bytes, const CpuKernels& kernels,
+                                           const MeasureOptions& options) {
+  const uint64_t wanted = std::max(options.dram_bytes / 2, 4 * largest_cache_bytes);
+  const size_t bytes = std::min(wanted, usable_bytes / 4) >> 21 << 21;
+  if (threads < 1 || bytes < 2 * largest_cache_bytes || bytes == 0) return {};
+  // Shared, with whatever pages that gives: as weights lie in memory.
+  const Mapping memory(bytes, MAP_SHARED);
+  if (!memory.ok()) return {};
+  (void)madvise(memory.data(), bytes, MADV_HUGEPAGE);
+  // Scales of all types are then ordinary numbers.
+  constexpr size_t kPattern = 1 << 20;
+  std::minstd_rand random(1);
+  for (size_t i = 0; i < kPattern; ++i) {
+    memory.data()[i] = static_cast<std::byte>(((random() >> 8) & 0xbf) | 4);
+  }
+  for (size_t at = kPattern; at < bytes; at += kPattern) {
+    std::memcpy(memory.data() + at, memory.data(), kPattern);
+  }
+  std::vector<WeightRate> rates;
+  for (const TensorType type : kMeasuredTypes) {
+    WeightPasses passes(type, *kernels.weight(type), threads, memory.data());
+    WeightRate rate;
+    rate.type = std::string(TypeName(type));
+    const size_t part = bytes / static_cast<size_t>(threads) / 4096 * 4096;
+    const auto [read, seconds] = passes.Run(part, 1, options.seconds_each / 2);
+    rate.read_gb_per_s = read / seconds / 1e9;
+    const size_t share = std::min<size_t>(part, 1024 * passes.row_bytes());
+    const auto [same, low] = passes.Run(share, WeightPasses::kFew, options.seconds_each / 2);
+    const double high = passes.Run(share, WeightPasses::kTokens, options.seconds_each / 2).second;
+    const double per_token = (high - low) / (WeightPasses::kTokens - WeightPasses::kFew);
+    const double pass = low - WeightPasses::kFew * per_token;
+    const double weights = same / static_cast<double>(passes.row_bytes()) * WeightPasses::kColumns;
+    if (per_token > 0) rate.tflops = 2 * weights / per_token / 1e12;
+    if (pass > 0) rate.pass_gb_per_s = same / pass / 1e9;
+    rates.push_back(std::move(rate));
   }
   return rates;
 }

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "common/config/host_facts.h"
+#include "worker/kernels/cpu/kernels.h"
 
 namespace packtrain {
 
@@ -21,6 +22,12 @@ struct MeasureOptions {
 // from caches.
 std::vector<ReadRate> MeasureDramRead(int max_threads, uint64_t usable_bytes,
                                       uint64_t largest_cache_bytes, const MeasureOptions& options);
+
+// How fast `threads` threads multiply with weights of each type: for one token from memory, and for
+// many. Empty as above; about 0.2 s per type.
+std::vector<WeightRate> MeasureWeightRates(int threads, uint64_t usable_bytes,
+                                           uint64_t largest_cache_bytes, const CpuKernels& kernels,
+                                           const MeasureOptions& options);
 
 // Round trip of a flag between two spinning threads, in us: median of at least 1000 trips. 0 if
 // fewer than two cores are there or the other side did not answer in time.

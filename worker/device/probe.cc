@@ -4,20 +4,43 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
+#include <vector>
 
+#include "worker/device/cuda_plugin.h"
 #include "worker/device/host_facts_reader.h"
 #include "worker/device/measure.h"
+#include "worker/kernels/cpu/kernels.h"
 
 namespace packtrain {
 namespace {
 
-std::string BestIsa() {
-  __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni")) {
-    return "avx512";
+// What driver and bus tell, as one list.
+void ProbeCards(bool measure, HostFacts* facts) {
+  const absl::StatusOr<const CudaPlugin*> plugin = LoadCudaPlugin();
+  absl::StatusOr<std::vector<GpuFacts>> gpus =
+      plugin.ok() ? (*plugin)->probe(measure) : plugin.status();
+  // Idle cards lower the speed of their links: asked now, they have just been busy.
+  std::vector<GpuFacts> cards = ReadPciGpus("");
+  if (!gpus.ok()) {
+    if (!cards.empty()) facts->gpu_note = std::string(gpus.status().message());
+    facts->gpus = std::move(cards);
+    return;
   }
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? "avx2" : "scalar";
+  facts->gpus = *std::move(gpus);
+  for (GpuFacts& card : cards) {
+    const auto known = std::find_if(facts->gpus.begin(), facts->gpus.end(),
+                                    [&](const GpuFacts& gpu) { return gpu.pci == card.pci; });
+    if (known == facts->gpus.end()) {
+      facts->gpus.push_back(std::move(card));
+      continue;
+    }
+    known->link_gt_per_s = card.link_gt_per_s;
+    known->link_gt_per_s_max = card.link_gt_per_s_max;
+    known->link_lanes = card.link_lanes;
+    known->link_lanes_max = card.link_lanes_max;
+    known->numa_node = card.numa_node;
+  }
 }
 
 }  // namespace
@@ -30,9 +53,11 @@ HostFacts ProbeHost(const ProbeOptions& options) {
     facts.kernel = system.release;
   }
   facts.cpu = ReadCpuFacts();
-  facts.cpu.isa = BestIsa();
+  // Without a wish there is always one.
+  const CpuKernels& kernels = **SelectCpuKernels("");
+  facts.cpu.isa = std::string(kernels.name);
   facts.memory = ReadMemoryFacts("");
-  facts.gpus = ReadPciGpus("");
+  ProbeCards(options.measure, &facts);
   if (!options.measure) return facts;
 
   int threads = facts.cpu.cores;
@@ -45,6 +70,8 @@ HostFacts ProbeHost(const ProbeOptions& options) {
   }
   const MeasureOptions measure;
   facts.dram_read = MeasureDramRead(threads, facts.memory.usable_bytes(), cache_bytes, measure);
+  facts.weight_rates =
+      MeasureWeightRates(threads, facts.memory.usable_bytes(), cache_bytes, kernels, measure);
   facts.thread_round_trip_us = MeasureThreadRoundTrip(measure);
   facts.process_round_trip_us = MeasureProcessRoundTrip(measure);
   for (const std::string& path : options.storage) {

@@ -14,7 +14,8 @@ struct ProbeOptions {
   std::vector<std::string> storage;  // files or folders whose storage is read
 };
 
-// Takes a few seconds with measurements and leaves nothing changed. GPUs are those on the bus.
+// Takes ten to twenty seconds with measurements and leaves nothing changed. GPUs that the CUDA
+// library cannot use are told by what the bus knows of them.
 HostFacts ProbeHost(const ProbeOptions& options);
 
 }  // namespace packtrain

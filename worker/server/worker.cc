@@ -44,11 +44,11 @@ std::string HostId() {
   return boot_id + "/" + (length > 0 ? network : "");
 }
 
-// RAM of this process, shared memory included.
-uint64_t ResidentBytes() {
-  uint64_t pages = 0, resident = 0;
-  std::ifstream("/proc/self/statm") >> pages >> resident;
-  return resident * static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
+// RAM that this process alone holds: without files and segments.
+uint64_t PrivateBytes() {
+  uint64_t pages = 0, resident = 0, shared = 0;
+  std::ifstream("/proc/self/statm") >> pages >> resident >> shared;
+  return (resident - std::min(shared, resident)) * static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
 }
 
 }  // namespace
@@ -192,7 +192,8 @@ class Worker::Impl {
     loaded->set_kv_bytes(model_.memory.kv);
     loaded->set_recurrent_bytes(model_.memory.recurrent);
     loaded->set_buffer_bytes(model_.memory.buffers);
-    loaded->set_process_bytes(ResidentBytes());
+    const bool in_ram = request_.device == "cpu";
+    loaded->set_process_bytes(PrivateBytes() + (in_ram ? model_.memory.weights : 0));
     loaded->set_hidden_dim(static_cast<uint32_t>(model_.hidden_dim));
     return message;
   }

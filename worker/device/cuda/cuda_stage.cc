@@ -8,6 +8,7 @@
 
 #include "absl/strings/str_format.h"
 #include "common/base/status_macros.h"
+#include "common/model/buffers.h"
 #include "common/weights/gguf.h"
 #include "worker/graph/ubatch_check.h"
 #include "worker/ops/rope.h"
@@ -70,6 +71,27 @@ absl::StatusOr<std::unique_ptr<CudaStage>> CudaStage::Create(const ModelConfig& 
   return stage;
 }
 
+absl::StatusOr<StageMemory> CudaStage::MemoryOf(const ModelConfig& config,
+                                                const ModelTensors& tensors,
+                                                const WeightSource& source, const StageSpec& spec,
+                                                const CudaStageOptions& options) {
+  CudaStage stage(config, spec, options);
+  WeightUploader uploader;
+  RETURN_IF_ERROR(stage.Plan(tensors, source, &uploader));
+  return stage.memory_;
+}
+
+absl::Status CudaStage::Plan(const ModelTensors& tensors, const WeightSource& source,
+                             WeightUploader* uploader) {
+  RETURN_IF_ERROR(Bind(tensors, source, uploader));
+  RETURN_IF_ERROR(uploader->status());
+  PlanCache();
+  PlanBuffers();
+  memory_.weights = uploader->bytes();
+  memory_.buffers = buffers_.bytes();
+  return absl::OkStatus();
+}
+
 absl::Status CudaStage::Open(const ModelTensors& tensors, const WeightSource& source) {
   if (cudaSetDevice(options_.device) != cudaSuccess) {
     return absl::FailedPreconditionError(absl::StrFormat(
@@ -80,12 +102,7 @@ absl::Status CudaStage::Open(const ModelTensors& tensors, const WeightSource& so
   RETURN_IF_CUDA(cudaEventCreateWithFlags(&run_.branch_begin, cudaEventDisableTiming));
   RETURN_IF_CUDA(cudaEventCreateWithFlags(&run_.branch_end, cudaEventDisableTiming));
   WeightUploader uploader;
-  RETURN_IF_ERROR(Bind(tensors, source, &uploader));
-  RETURN_IF_ERROR(uploader.status());
-  PlanCache();
-  PlanBuffers();
-  memory_.weights = uploader.bytes();
-  memory_.buffers = buffers_.bytes();
+  RETURN_IF_ERROR(Plan(tensors, source, &uploader));
   size_t free = 0, total = 0;
   RETURN_IF_CUDA(cudaMemGetInfo(&free, &total));
   const size_t wanted = memory_.weights + cache_memory_.bytes() + memory_.buffers + kReserve;
@@ -127,7 +144,7 @@ absl::Status CudaStage::Bind(const ModelTensors& tensors, const WeightSource& so
     } else if (run_.remote_experts == nullptr) {
       return absl::FailedPreconditionError(
           absl::StrFormat("nobody serves the experts of layer %d", layer));
-    } else if (spec_.max_tokens >= ExpertStream::CrossoverRows(config_.moe)) {
+    } else if (spec_.max_tokens >= StreamedExpertsRows(config_.moe)) {
       RETURN_IF_ERROR(BindStreamed(layer, tensors, *types));
     }
   }
@@ -268,7 +285,7 @@ absl::Status CudaStage::AllocateHost() {
 }
 
 bool CudaStage::Streams(int rows) const {
-  return run_.expert_stream != nullptr && rows >= ExpertStream::CrossoverRows(config_.moe);
+  return run_.expert_stream != nullptr && rows >= StreamedExpertsRows(config_.moe);
 }
 
 bool CudaStage::SelectionCrosses(int layer) const {

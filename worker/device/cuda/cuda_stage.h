@@ -34,6 +34,11 @@ class CudaStage : public Stage {
                                                            const WeightSource& source,
                                                            const StageSpec& spec,
                                                            const CudaStageOptions& options);
+  // What Create would take of the device; needs none.
+  static absl::StatusOr<StageMemory> MemoryOf(const ModelConfig& config,
+                                              const ModelTensors& tensors,
+                                              const WeightSource& source, const StageSpec& spec,
+                                              const CudaStageOptions& options);
   ~CudaStage() override;
 
   absl::Status Run(const Ubatch& ubatch, const Bundle& in, Bundle* out) override;
@@ -43,6 +48,9 @@ class CudaStage : public Stage {
 
  private:
   CudaStage(const ModelConfig& config, const StageSpec& spec, const CudaStageOptions& options);
+  // Everything up to the first byte taken.
+  absl::Status Plan(const ModelTensors& tensors, const WeightSource& source,
+                    WeightUploader* uploader);
   absl::Status Open(const ModelTensors& tensors, const WeightSource& source);
   absl::Status Bind(const ModelTensors& tensors, const WeightSource& source,
                     WeightUploader* uploader);

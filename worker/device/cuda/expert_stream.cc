@@ -8,20 +8,15 @@
 #include "absl/strings/str_format.h"
 #include "common/base/check.h"
 #include "common/base/status_macros.h"
+#include "common/model/buffers.h"
 
 namespace packtrain {
 namespace {
 
-// Long enough for the link's full rate (1 MiB already is); short enough for a small ring.
-constexpr size_t kPieceBytes = size_t{128} << 20;
-// 1 GiB in flight covers about 19 ms of a PCIe 5 link: the parts of a layer that need no experts.
-constexpr size_t kSlots = 8;
-
-// Picks per expert of a layer at which both ways take equally long. Copying a layer takes
-// experts x bytes / link. A CPU computes about 280 GB/s of weights per pick (16 cores, 2-bit types:
-// 0.35 ms per row of 8 picks of 12 MB), so that takes picks x bytes / 280 GB/s. With 55 GB/s of
-// link: 5 picks per expert; all but e^-5 of the experts are then picked, so copying all is right.
-constexpr int kPicksPerExpert = 5;
+// Pieces are long enough for the link's full rate (1 MiB already is) and short enough for a small
+// ring. 1 GiB in flight covers about 19 ms of a PCIe 5 link: the parts of a layer that need no
+// experts.
+constexpr size_t kSlots = kExpertRingSlots;
 
 }  // namespace
 
@@ -37,10 +32,6 @@ ExpertStream::~ExpertStream() {
   for (const auto& [begin, end] : registered_) {
     cudaHostUnregister(reinterpret_cast<void*>(begin));
   }
-}
-
-int ExpertStream::CrossoverRows(const MoeConfig& moe) {
-  return std::max(kDecodeRows + 1, kPicksPerExpert * moe.num_experts / std::max(moe.top_k, 1));
 }
 
 void ExpertStream::Add(int layer, const ExpertWeights& experts) {
@@ -69,7 +60,7 @@ void ExpertStream::AddMatrix(const MatrixView& view, size_t rows, size_t row_str
   target->rows = static_cast<int>(num_experts * rows);
   target->cols = static_cast<int>(view.cols);
   const size_t expert = rows * view.row_bytes(), pitch = row_stride * view.row_bytes();
-  const size_t fit = std::clamp<size_t>(kPieceBytes / expert, 1, num_experts);
+  const size_t fit = std::clamp<size_t>(kExpertPieceBytes / expert, 1, num_experts);
   for (size_t first = 0; first < num_experts; first += fit) {
     const size_t count = std::min(fit, num_experts - first);
     copies_.push_back({view.data + first * pitch, expert, pitch, count, static_cast<int>(first),

@@ -35,9 +35,6 @@ class ExpertStream {
   ExpertStream(const ExpertStream&) = delete;
   ExpertStream& operator=(const ExpertStream&) = delete;
 
-  // Rows of a ubatch from which streaming is the faster way.
-  static int CrossoverRows(const MoeConfig& moe);
-
   // In ascending order of layers. `experts` is in page-aligned, mapped memory that outlives this.
   // Layers whose types have no tensor-core product are left out.
   void Add(int layer, const ExpertWeights& experts);

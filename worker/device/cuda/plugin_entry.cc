@@ -3,6 +3,7 @@
 #include <cuda_runtime_api.h>
 
 #include "worker/device/cuda/copy_meter.h"
+#include "worker/device/cuda/cuda_probe.h"
 #include "worker/device/cuda/cuda_stage.h"
 #ifdef PACKTRAIN_NCCL
 #include "worker/transport/nccl/nccl_library.h"
@@ -42,6 +43,7 @@ extern "C" __attribute__((visibility("default"))) const packtrain::CudaPlugin*
 packtrain_cuda_plugin() {
   static const packtrain::CudaPlugin plugin = {
       .create_stage = &packtrain::CreateStage,
+      .probe = &packtrain::ProbeGpus,
       .bus_id = &packtrain::BusId,
       .measure_copies = &packtrain::MeasureCopies,
       .nccl_version = &packtrain::NcclVersion,

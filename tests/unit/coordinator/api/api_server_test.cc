@@ -539,6 +539,17 @@ TEST_F(ApiServerTest, CountsForPrometheus) {
   EXPECT_THAT(reply.body, Not(HasSubstr("nowhere")));
 }
 
+TEST_F(ApiServerTest, ShowsThePlanIfThereIsOne) {
+  Start();
+  EXPECT_EQ(Get("/plan").status, 404);
+  ApiServerOptions options;
+  options.plan = [] { return std::string("{\"rig\": \"r\"}"); };
+  Start(options);
+  const HttpTestReply reply = Get("/plan");
+  EXPECT_EQ(reply.status, 200);
+  EXPECT_EQ(reply.body, "{\"rig\": \"r\"}");
+}
+
 TEST_F(ApiServerTest, AsksForAKeyWhereKeysAreSet) {
   ApiServerOptions options;
   options.api_keys = {"secret-1", "secret-2"};

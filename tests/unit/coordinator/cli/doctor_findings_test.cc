@@ -51,6 +51,19 @@ TEST(DoctorFindingsTest, EachFaultIsNamed) {
   EXPECT_THAT(only(facts), HasSubstr("cuda:3 runs at x1"));
 
   facts = Healthy();
+  gpu.link_lanes = 16;
+  gpu.link_gt_per_s = gpu.link_gt_per_s_max = 16;
+  gpu.to_device_gb_per_s = 6;
+  facts.gpus.push_back(gpu);
+  EXPECT_EQ(only(facts), "copies to cuda:3 reach 6.0 of 26.2 GB/s");
+  facts.gpus[0].to_device_gb_per_s = 25;
+  EXPECT_THAT(Whats(facts), IsEmpty());
+
+  facts = Healthy();
+  facts.weight_rates = {{"Q4_K", 70, 0, 0}, {"IQ1_M", 20, 0, 0}};
+  EXPECT_THAT(only(facts), HasSubstr("with IQ1_M 20 GB/s"));
+
+  facts = Healthy();
   facts.memory.module_speed = 3600;
   EXPECT_EQ(only(facts), "memory trains at 3600 of 5600 MT/s");
 

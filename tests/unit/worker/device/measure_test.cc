@@ -9,6 +9,7 @@
 #include <fstream>
 #include <thread>
 
+#include "worker/device/measured_types.h"
 #include "worker/device/probe.h"
 
 namespace packtrain {
@@ -27,6 +28,17 @@ TEST(MeasureTest, DramReadIsGivenForDoublingThreadCounts) {
 
 TEST(MeasureTest, DramReadIsLeftOutWhenOnlyCachesCouldBeMeasured) {
   EXPECT_TRUE(MeasureDramRead(1, 4 << 20, 32 << 20, kShort).empty());
+}
+
+TEST(MeasureTest, KernelsAreMeasuredWithEveryTypeThatFilesAreMadeOf) {
+  const CpuKernels& kernels = **SelectCpuKernels("");
+  const std::vector<WeightRate> rates = MeasureWeightRates(2, 1ull << 30, 1 << 20, kernels, kShort);
+  ASSERT_EQ(rates.size(), std::size(kMeasuredTypes));
+  for (size_t i = 0; i < rates.size(); ++i) {
+    EXPECT_EQ(rates[i].type, TypeName(kMeasuredTypes[i]));
+    EXPECT_GT(rates[i].read_gb_per_s, 0.01) << rates[i].type;
+  }
+  EXPECT_TRUE(MeasureWeightRates(2, 4 << 20, 32 << 20, kernels, kShort).empty());
 }
 
 TEST(MeasureTest, RoundTripsLeaveTheThreadWhereItMayRun) {

@@ -1,0 +1,24 @@
+#pragma once
+
+// What a stage takes for activations and scratch memory, and for experts on their way to a GPU:
+// the part of a bill that is neither weights nor cache.
+
+#include <cstdint>
+
+#include "common/model/bill.h"
+
+namespace packtrain {
+
+// Of the device; `duties.device` says which kind.
+uint64_t StageBufferBytes(const ModelFacts& model, const DeploymentShape& shape,
+                          const StageDuties& duties);
+
+// Rows of a ubatch from which a GPU computes the experts that lie in RAM itself, copying all of a
+// layer: a CPU would take longer for so many.
+int StreamedExpertsRows(const MoeConfig& moe);
+// The ring of device memory that such experts come through.
+uint64_t ExpertRingBytes(const ModelFacts& model, const DeploymentShape& shape);
+inline constexpr uint64_t kExpertPieceBytes = uint64_t{128} << 20;
+inline constexpr int kExpertRingSlots = 8;
+
+}  // namespace packtrain

@@ -1,0 +1,29 @@
+#include "coordinator/placement/weight_times.h"
+
+#include <gtest/gtest.h>
+
+namespace packtrain {
+namespace {
+
+constexpr double kGb = 1e9;
+
+TEST(WeightTimesTest, EveryTypeIsReadAtItsOwnRate) {
+  const WeightTimes times = {
+      .rates = {{"Q4_K", 100, 0, 0}, {"IQ2_XS", 50, 0, 0}}, .scale = 0.5, .read = 10 * kGb};
+  const std::vector<TypeBytes> types = {
+      {TensorType::kQ4_K, 100}, {TensorType::kIQ2_XS, 100}, {TensorType::kF32, 100}};
+  // A third each at 50, 25 and, not measured, 10 GB/s.
+  EXPECT_DOUBLE_EQ(times.Read(3 * kGb, types), 1 / 50.0 + 1 / 25.0 + 1 / 10.0);
+  EXPECT_DOUBLE_EQ(times.Read(kGb, {}), 0.1);
+}
+
+TEST(WeightTimesTest, LongUbatchesCostAPassAndEveryToken) {
+  const WeightTimes times = {.rates = {{"Q8_0", 100, 20, 2}}, .read = 10 * kGb, .flops = 1e12};
+  const std::vector<TypeBytes> types = {{TensorType::kQ8_0, 34 << 20}};
+  EXPECT_DOUBLE_EQ(times.Multiply(1e9, 8, 2e9, types), 2 * 1e9 * 8 / 2e12 + 2e9 / 20e9);
+  const std::vector<TypeBytes> unknown = {{TensorType::kF16, 34 << 20}};
+  EXPECT_DOUBLE_EQ(times.Multiply(1e9, 8, 2e9, unknown), 2 * 1e9 * 8 / 1e12);
+}
+
+}  // namespace
+}  // namespace packtrain
