@@ -1,12 +1,14 @@
 """What a user gets wrong: one clear line, a non-zero exit, nothing started."""
 
 import pathlib
+import shutil
 import socket
+import struct
 import subprocess
 import tempfile
 import unittest
 
-from serving import PACKTRAIN, PRIMARY, WORKER
+from serving import BUILD, PACKTRAIN, PRIMARY, WORKER
 
 ONE = "workers: [{device: cpu}]"
 
@@ -83,6 +85,22 @@ BAD_WORKER_FLAGS = {
     ("--listen", "unix:/nowhere/socket"): ("/nowhere/socket",),
 }
 
+# A tensor's entry in a GGUF header: name, number of dimensions, dimensions, type.
+NORM = b"blk.2.attn_norm.weight" + struct.pack("<IQI", 1, 256, 0)
+ROUTER = b"blk.2.ffn_gate_inp.weight" + struct.pack("<IQQI", 2, 256, 10, 0)
+
+# What is changed in the demo model, bytes for bytes -> what the line says.
+BAD_MODELS = {
+    "unknown type": (NORM, NORM[:-4] + struct.pack("<I", 99), ("blk.2.attn_norm.weight", "99")),
+    "missing tensor": (NORM, NORM.replace(b"norm", b"mron"),
+                       ("tensor blk.2.attn_norm.weight", "missing")),
+    "wrong shape": (ROUTER, ROUTER.replace(struct.pack("<QQ", 256, 10), struct.pack("<QQ", 128, 20)),
+                    ("blk.2.ffn_gate_inp.weight", "{128, 20}", "{256, 10}")),
+    "unsupported architecture": (b"\7\0\0\0\0\0\0\0glm-dsa", b"\7\0\0\0\0\0\0\0glm-dsb",
+                                 ("general.architecture", '"glm-dsb"', "glm-dsa", "qwen3moe")),
+}
+SHARDS = [f"ok_split3-0000{i}-of-00003.gguf" for i in (1, 2, 3)]
+
 
 class BadInputTest(unittest.TestCase):
     def expect_one_line(self, command, said):
@@ -132,6 +150,32 @@ class BadInputTest(unittest.TestCase):
                     path.write_bytes(PRIMARY.read_bytes()[:size])
                     self.expect_one_line([PACKTRAIN, "serve", "--model", path, "--port", "0"],
                                          ("cut.gguf",))
+
+    def test_models_that_cannot_be_run_are_refused(self):
+        good = PRIMARY.read_bytes()
+        with tempfile.TemporaryDirectory() as folder:
+            path = pathlib.Path(folder) / "bad.gguf"
+            for what, (old, new, said) in BAD_MODELS.items():
+                with self.subTest(what):
+                    self.assertEqual(good.count(old), 1)
+                    path.write_bytes(good.replace(old, new))
+                    for command in ("serve", "plan"):
+                        self.expect_one_line([PACKTRAIN, command, "--model", path],
+                                             ("bad.gguf", *said))
+
+    def test_a_cut_shard_is_refused(self):
+        with tempfile.TemporaryDirectory() as folder:
+            for name in SHARDS:
+                shutil.copy(BUILD / "tests" / "golden" / "gguf" / name, folder)
+            command = [PACKTRAIN, "serve", "--model", pathlib.Path(folder) / SHARDS[0]]
+            self.expect_one_line(command, ("general.architecture",))  # the shards themselves do
+            cut = pathlib.Path(folder) / SHARDS[1]
+            for size in (cut.stat().st_size - 1, cut.stat().st_size // 2, 10):
+                with self.subTest(size):
+                    cut.write_bytes(cut.read_bytes()[:size])
+                    self.expect_one_line(command, (SHARDS[1],))
+            cut.unlink()
+            self.expect_one_line(command, (SHARDS[1],))
 
 
 if __name__ == "__main__":
