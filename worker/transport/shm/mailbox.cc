@@ -225,8 +225,7 @@ class MailboxServer::Impl {
     request.weights = At<const float>(*region_, layout.weights);
     const absl::Status status = backend->Compute(request, At<float>(*region_, layout.y));
     header_->code = WireCode(status);
-    const size_t length = std::min(status.message().size(), sizeof header_->message - 1);
-    std::memcpy(header_->message, status.message().data(), length);
+    const size_t length = status.message().copy(header_->message, sizeof header_->message - 1);
     header_->message[length] = '\0';
     header_->reply.store(sequence, std::memory_order_release);
     header_->reply_event.Notify();

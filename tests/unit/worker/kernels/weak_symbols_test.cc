@@ -1,6 +1,6 @@
 // Inline functions and templates that two files share are weak symbols, of which the linker keeps
 // any one copy. One that was compiled for AVX-512 would then run on every CPU, so the files of a
-// variant must not have any.
+// variant must not have any. Weak data (types V and u) is the same in every copy.
 
 #include <gtest/gtest.h>
 
@@ -15,7 +15,7 @@ struct CloseDeleter {
   void operator()(FILE* file) const { pclose(file); }
 };
 
-TEST(KernelObjectsTest, VariantFilesHaveNoWeakSymbols) {
+TEST(KernelObjectsTest, VariantFilesHaveNoWeakFunctions) {
   const std::string command = "nm --defined-only --print-file-name " PACKTRAIN_KERNEL_LIBRARY;
   const std::unique_ptr<FILE, CloseDeleter> nm(popen(command.c_str(), "r"));
   ASSERT_NE(nm, nullptr);
@@ -30,7 +30,7 @@ TEST(KernelObjectsTest, VariantFilesHaveNoWeakSymbols) {
     }
     ++symbols;
     const size_t type = line.find(' ') + 1;
-    EXPECT_EQ(std::string("WVwvu").find(line[type]), std::string::npos) << line;
+    EXPECT_EQ(std::string("Ww").find(line[type]), std::string::npos) << line;
   }
   EXPECT_GT(symbols, 100);
 }
