@@ -14,7 +14,6 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_format.h"
 #include "common/base/mutex.h"
 #include "common/base/status_macros.h"
 #include "coordinator/api/api_server.h"
@@ -117,8 +116,8 @@ class Serving {
     ASSIGN_OR_RETURN(server_,
                      ApiServer::Start(std::move(options), std::move(deployments), registry_));
     const bool v6 = topology.listen_address.find(':') != std::string::npos;
-    endpoint_ = absl::StrFormat(v6 ? "http://[%s]:%d" : "http://%s:%d", topology.listen_address,
-                                server_->port());
+    endpoint_ = absl::StrCat("http://", v6 ? "[" : "", topology.listen_address, v6 ? "]" : "", ":",
+                             server_->port());
     return absl::OkStatus();
   }
 

@@ -45,7 +45,6 @@ class SimPipeline {
   StageTime stage_time_;
   SimDuration report_time_;
   bool dead_ = false;
-  uint64_t executed_ = 0;
   std::vector<SchedulerTime> stage_free_at_;
   std::map<uint64_t, SchedulerTime> sampled_at_;  // by step
   std::deque<Result> results_;

@@ -61,7 +61,7 @@ TEST_F(FrameAssemblerTest, ABundleArrivesWhateverPiecesItsFramesComeIn) {
   for (size_t i = 0; i < payload.size(); ++i) payload[i] = static_cast<char>(i * 7);
   const std::string one = Frame(First(10, 100, false), payload.substr(0, 613));
   const std::string two = Frame(Next(true), payload.substr(613));
-  for (const size_t piece : {1, 3, 64, 100000}) {
+  for (const size_t piece : {size_t{1}, size_t{3}, size_t{64}, size_t{100000}}) {
     for (const std::string* frame : {&one, &two}) {
       std::vector<std::string_view> pieces = {""};
       for (size_t at = 0; at < frame->size(); at += piece) {
