@@ -141,7 +141,10 @@ int Decode(const void* w, size_t count, const int32_t* row_ids, int n, void* val
 
 template <class T>
 constexpr WeightKernels Make() {
-  return {T::kType, true, &MatVec<T>,
+  return {T::kType,
+          true,
+          &MatVec<T>,
+          nullptr,
           [](const void* w, size_t count, const int32_t* row_ids, int n, float* values,
              Stream stream) { return Decode<T, false>(w, count, row_ids, n, values, stream); },
           [](const void* w, size_t count, uint16_t* values, Stream stream) {
