@@ -211,8 +211,15 @@ void BenchGemm(int m, int n, int k) {
         {.a = d_a.get(), .lda = k, .b = d_b.get(), .c = c.get(), .ldc = n, .m = m, .n = n, .k = k},
         g_stream));
   });
-  Report("gemm " + std::to_string(m) + " x " + std::to_string(n) + " x " + std::to_string(k), us, 0,
-         2.0 * m * n * k);
+  const std::string shape =
+      std::to_string(m) + " x " + std::to_string(n) + " x " + std::to_string(k);
+  Report("gemm " + shape, us, 0, 2.0 * m * n * k);
+  us = Time(5, [&](int) {
+    CUDA_OK(GemmBlasLt(
+        {.a = d_a.get(), .lda = k, .b = d_b.get(), .c = c.get(), .ldc = n, .m = m, .n = n, .k = k},
+        g_stream));
+  });
+  Report("gemm by cuBLASLt " + shape, us, 0, 2.0 * m * n * k);
 }
 
 void BenchAttention(int heads, int kv_heads, int k_dim, int v_dim, bool shared, KvType type,
@@ -406,8 +413,11 @@ int Main() {
     BenchMatMul(kQ8_0, 2048, 8192, 1, 1, tokens, "Qwen qkv");
     BenchMatMul(kQ5_K, 16384, 6144, 1, 1, tokens, "GLM o");
   }
-  BenchGemm(8192, 6144, 2048);
-  BenchGemm(2048, 16384, 2048);
+  for (int m : {512, 2048, 8192}) {
+    BenchGemm(m, 6144, 16384);
+    BenchGemm(m, 16384, 2048);
+    BenchGemm(m, 2048, 4096);
+  }
   BenchGemm(256, 2048, 6144);
   for (int context : {512, 2048, 16384})
     BenchAttention(64, 1, 576, 512, true, KvType::kF16, context, 1, 32, false, 0, "MLA decode f16");

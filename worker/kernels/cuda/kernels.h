@@ -163,6 +163,9 @@ struct GemmArgs {
 };
 int Gemm(const GemmArgs& args, Stream stream);
 
+// The same for one group, by cuBLASLt.
+int GemmBlasLt(const GemmArgs& args, Stream stream);
+
 // c [m, n] (row stride ldc) = a [m, k] b^T [n, k] in f32 throughout: prefill with unquantised
 // weights.
 int GemmF32(const float* a, const float* b, float* c, int m, int n, int k, int ldc, Stream stream);

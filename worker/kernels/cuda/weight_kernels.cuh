@@ -26,7 +26,9 @@ __global__ void __launch_bounds__(128)
     Piece p;
     T::Unpack(w + from / kSubs * T::kBytes, static_cast<int>(from % kSubs), table, &p);
     if constexpr (kBf16) {
-      uint4* out = reinterpret_cast<uint4*>(static_cast<uint16_t*>(values) + i * 32);
+      // By way of shared memory, so that lanes write next to each other; a row of 80 bytes puts
+      // them in different banks.
+      __shared__ uint4 staged[128][5];
 #pragma unroll
       for (int c = 0; c < 4; ++c) {
         uint32_t v[4];
@@ -36,8 +38,16 @@ __global__ void __launch_bounds__(128)
               __floats2bfloat162_rn(Value<T>(p, 8 * c + 2 * k), Value<T>(p, 8 * c + 2 * k + 1));
           v[k] = *reinterpret_cast<uint32_t*>(&pair);
         }
-        out[c] = make_uint4(v[0], v[1], v[2], v[3]);
+        staged[threadIdx.x][c] = make_uint4(v[0], v[1], v[2], v[3]);
       }
+      int lane = threadIdx.x % 32;
+      int count = static_cast<int>(min(size_t{32}, pieces - (i - lane)));  // lanes at work
+      unsigned active = ~0u >> (32 - count);
+      __syncwarp(active);
+      uint4* out = reinterpret_cast<uint4*>(static_cast<uint16_t*>(values) + (i - lane) * 32);
+      for (int c = lane; c < count * 4; c += count)
+        out[c] = staged[threadIdx.x - lane + c / 4][c % 4];
+      __syncwarp(active);
     } else {
       float4* out = reinterpret_cast<float4*>(static_cast<float*>(values) + i * 32);
 #pragma unroll
