@@ -139,6 +139,66 @@ void BenchDecode(TensorType type) {
          0);
 }
 
+// Experts of one layer with `tokens` picks each, alternately a little fewer and more: unpacked on
+// the way, and unpacked first.
+void BenchMatMul(TensorType type, int n, int rows, int parts, int experts, int tokens,
+                 const char* shape) {
+  Random random(1);
+  const size_t bytes = RowBytes(type, n) * rows;
+  std::vector<uint8_t> one = RandomBlocks(&random, int(type), bytes / Traits(type).block_bytes);
+  Device<uint8_t> w(bytes * parts * experts);
+  for (int e = 0; e < parts * experts; ++e)
+    CUDA_OK(cudaMemcpy(w.get() + e * bytes, one.data(), bytes, cudaMemcpyHostToDevice));
+  std::vector<int32_t> offsets = {0};
+  for (int e = 0; e < experts; ++e)
+    offsets.push_back(offsets.back() + tokens + (experts > 1 ? (e % 2 * 2 - 1) * tokens / 4 : 0));
+  const int total = tokens * experts;
+  const WeightKernels* kernels = FindWeightKernels(type);
+  Device<uint16_t> x(std::vector<uint16_t>(size_t(total) * n, 0x3C00));
+  Device<int32_t> d_offsets(offsets);
+  Device<float> y(size_t(total) * rows * parts);
+  const double flops = 2.0 * total * n * rows * parts;
+  const std::string name = std::string(shape) + " " + std::string(TypeName(type)) + ", " +
+                           std::to_string(tokens) + " tokens";
+  double us = Time(4, [&](int) {
+    MatMulArgs args{.num_parts = parts,
+                    .n = n,
+                    .x = x.get(),
+                    .groups = experts,
+                    .offsets = d_offsets.get(),
+                    .tokens = total};
+    for (int p = 0; p < parts; ++p) {
+      args.parts[p] = {.w = w.get() + p * experts * bytes,
+                       .expert_stride = bytes,
+                       .y = y.get() + size_t(p) * total * rows,
+                       .rows = rows};
+    }
+    CUDA_OK(kernels->mat_mul(args, g_stream));
+  });
+  Report(name, us, double(bytes) * parts * experts, flops);
+  const int at_once = std::min(experts, std::max(1, (64 << 20) / (n * rows)));
+  Device<uint16_t> unpacked(size_t(at_once) * n * rows);
+  us = Time(4, [&](int) {
+    for (int e = 0; e < experts * parts; e += at_once) {
+      CUDA_OK(kernels->decode_bf16(w.get() + e * bytes, size_t(at_once) * n * rows, unpacked.get(),
+                                   g_stream));
+      CUDA_OK(Gemm({.a = x.get(),
+                    .lda = n,
+                    .b = unpacked.get(),
+                    .b_group_stride = size_t(n) * rows,
+                    .c = y.get(),
+                    .ldc = rows,
+                    .groups = at_once,
+                    .offsets = d_offsets.get() + e % experts,
+                    .m = total,
+                    .n = rows,
+                    .k = n},
+                   g_stream));
+    }
+  });
+  Report(name + ", unpacked first", us, double(bytes) * parts * experts, flops);
+}
+
 void BenchGemm(int m, int n, int k) {
   Random random(1);
   std::vector<uint16_t> a(size_t(m) * k), b(size_t(n) * k);
@@ -151,8 +211,15 @@ void BenchGemm(int m, int n, int k) {
         {.a = d_a.get(), .lda = k, .b = d_b.get(), .c = c.get(), .ldc = n, .m = m, .n = n, .k = k},
         g_stream));
   });
-  Report("gemm " + std::to_string(m) + " x " + std::to_string(n) + " x " + std::to_string(k), us, 0,
-         2.0 * m * n * k);
+  const std::string shape =
+      std::to_string(m) + " x " + std::to_string(n) + " x " + std::to_string(k);
+  Report("gemm " + shape, us, 0, 2.0 * m * n * k);
+  us = Time(5, [&](int) {
+    CUDA_OK(GemmBlasLt(
+        {.a = d_a.get(), .lda = k, .b = d_b.get(), .c = c.get(), .ldc = n, .m = m, .n = n, .k = k},
+        g_stream));
+  });
+  Report("gemm by cuBLASLt " + shape, us, 0, 2.0 * m * n * k);
 }
 
 void BenchAttention(int heads, int kv_heads, int k_dim, int v_dim, bool shared, KvType type,
@@ -336,8 +403,21 @@ int Main() {
   BenchDense(kQ6_K, 4096, 2048, 1, "Qwen out");
   BenchSmall();
   for (TensorType type : {kIQ2_XS, kIQ3_XXS, kQ4_K, kQ6_K}) BenchDecode(type);
-  BenchGemm(8192, 6144, 2048);
-  BenchGemm(2048, 16384, 2048);
+  for (int tokens : {16, 64, 256}) {
+    BenchMatMul(kQ4_K, 2048, 512, 2, 256, tokens, "Qwen gate+up");
+    BenchMatMul(kQ6_K, 512, 2048, 1, 256, tokens, "Qwen down");
+    BenchMatMul(kIQ2_XS, 6144, 2048, 2, 64, tokens, "GLM gate+up");
+    BenchMatMul(kIQ3_XXS, 2048, 6144, 1, 64, tokens, "GLM down");
+  }
+  for (int tokens : {32, 128, 512, 2048}) {
+    BenchMatMul(kQ8_0, 2048, 8192, 1, 1, tokens, "Qwen qkv");
+    BenchMatMul(kQ5_K, 16384, 6144, 1, 1, tokens, "GLM o");
+  }
+  for (int m : {512, 2048, 8192}) {
+    BenchGemm(m, 6144, 16384);
+    BenchGemm(m, 16384, 2048);
+    BenchGemm(m, 2048, 4096);
+  }
   BenchGemm(256, 2048, 6144);
   for (int context : {512, 2048, 16384})
     BenchAttention(64, 1, 576, 512, true, KvType::kF16, context, 1, 32, false, 0, "MLA decode f16");

@@ -299,23 +299,26 @@ GPU_TEST(GemmMatchesDoubleSumsForOddShapes) {
     std::vector<uint16_t> a = ToBf16(random.Normals(size_t(s.m) * (s.k + 8))),
                           b = ToBf16(random.Normals(size_t(s.n) * s.k));
     Device<uint16_t> d_a(a), d_b(b);
-    Device<float> c(size_t(s.m) * (s.n + 3));
-    CUDA_OK(Gemm({.a = d_a.get(),
-                  .lda = s.k + 8,
-                  .b = d_b.get(),
-                  .c = c.get(),
-                  .ldc = s.n + 3,
-                  .m = s.m,
-                  .n = s.n,
-                  .k = s.k},
-                 nullptr));
-    std::vector<float> got = c.Get();
-    for (int i = 0; i < s.m; ++i) {
-      for (int j = 0; j < s.n; ++j)
-        ExpectGemm(a, size_t(i) * (s.k + 8), b, size_t(j) * s.k, s.k,
-                   got[size_t(i) * (s.n + 3) + j]);
-      for (int j = s.n; j < s.n + 3; ++j)
-        Expect(std::isnan(got[size_t(i) * (s.n + 3) + j]), "written past the row");
+    std::vector<float> got;
+    for (auto gemm : {&Gemm, &GemmBlasLt}) {
+      Device<float> c(size_t(s.m) * (s.n + 4));
+      CUDA_OK(gemm({.a = d_a.get(),
+                    .lda = s.k + 8,
+                    .b = d_b.get(),
+                    .c = c.get(),
+                    .ldc = s.n + 4,
+                    .m = s.m,
+                    .n = s.n,
+                    .k = s.k},
+                   nullptr));
+      got = c.Get();
+      for (int i = 0; i < s.m; ++i) {
+        for (int j = 0; j < s.n; ++j)
+          ExpectGemm(a, size_t(i) * (s.k + 8), b, size_t(j) * s.k, s.k,
+                     got[size_t(i) * (s.n + 4) + j]);
+        for (int j = s.n; j < s.n + 4; ++j)
+          Expect(std::isnan(got[size_t(i) * (s.n + 4) + j]), "written past the row");
+      }
     }
     std::vector<float> fa = random.Normals(size_t(s.m) * s.k),
                        fb = random.Normals(size_t(s.n) * s.k);

@@ -48,8 +48,8 @@ compile_kernels() {
   library=$(awk '$1 ~ /^(worker|common)/ || $1 ~ /random_blocks/ {print $2}' "$build/objects/sources")
   tests=$(awk '$1 ~ /tests\/gpu\/(main|.*_test)\.cc/ {print $2}' "$build/objects/sources")
   bench=$(awk '$1 ~ /tests\/gpu\/bench\.cc/ {print $2}' "$build/objects/sources")
-  "$nvcc" -arch="sm_$arch" $library $tests -o "$build/tests/kernel_test" &&
-    "$nvcc" -arch="sm_$arch" $library $bench -o "$build/tests/kernel_bench"
+  "$nvcc" -arch="sm_$arch" $library $tests -lcublasLt -o "$build/tests/kernel_test" &&
+    "$nvcc" -arch="sm_$arch" $library $bench -lcublasLt -o "$build/tests/kernel_bench"
 }
 
 # Cases that finish in seconds under the tools, of every kind of kernel.

@@ -258,6 +258,90 @@ GPU_TEST(EveryTypeMultipliesExpertsOfPairs) {
   }
 }
 
+// Groups of tokens with matrices of their own: groups without tokens and with more than one tile of
+// them, rows and widths that fill no tile, two parts, gathered rows.
+GPU_TEST(EveryTypeMultipliesGroupsOfTokens) {
+  Random random(5);
+  std::vector<int32_t> offsets = {0, 3, 3, 20, 93, 158, 286};
+  int groups = static_cast<int>(offsets.size()) - 1, tokens = offsets.back(), x_rows = 40;
+  for (TensorType type : WeightTypes()) {
+    const WeightKernels* kernels = FindWeightKernels(type);
+    if (kernels->mat_mul == nullptr) continue;
+    const int block = int(Traits(type).block_weights);
+    for (int n : {std::max(block, 96), 512, 1280}) {
+      if (n % block != 0) continue;
+      std::vector<uint16_t> x(size_t(x_rows) * n);
+      for (uint16_t& v : x) v = FloatToBFloat16(random.Normal());
+      std::vector<int32_t> index(tokens);
+      for (int32_t& i : index) i = random.Below(x_rows);
+      Device<uint16_t> d_x(x);
+      Device<int32_t> d_offsets(offsets), d_index(index);
+      MatMulArgs args{.num_parts = 2,
+                      .n = n,
+                      .x = d_x.get(),
+                      .row_index = d_index.get(),
+                      .groups = groups,
+                      .offsets = d_offsets.get(),
+                      .tokens = tokens};
+      const int rows[2] = {37, 130}, stride[2] = {40, 130};
+      std::vector<std::vector<float>> w;
+      std::vector<std::unique_ptr<Device<uint8_t>>> weights;
+      std::vector<std::unique_ptr<Device<float>>> y;
+      for (int p = 0; p < 2; ++p) {
+        std::vector<uint8_t> bytes =
+            RandomBlocks(&random, int(type), size_t(groups) * rows[p] * n / block);
+        w.push_back(DecodeAll(type, bytes));
+        weights.emplace_back(new Device<uint8_t>(bytes));
+        y.emplace_back(new Device<float>(size_t(tokens) * stride[p]));
+        args.parts[p] = {.w = weights[p]->get(),
+                         .expert_stride = bytes.size() / groups,
+                         .y = y[p]->get(),
+                         .y_stride = stride[p],
+                         .rows = rows[p]};
+      }
+      CUDA_OK(kernels->mat_mul(args, nullptr));
+      std::string what = Name(type) + " n " + std::to_string(n);
+      for (int p = 0; p < 2; ++p) {
+        std::vector<float> got = y[p]->Get();
+        for (int g = 0; g < groups; ++g) {
+          for (int t = offsets[g]; t < offsets[g + 1]; ++t) {
+            for (int r = 0; r < rows[p]; ++r) {
+              const float* row = w[p].data() + (size_t(g) * rows[p] + r) * n;
+              const uint16_t* token = x.data() + size_t(index[t]) * n;
+              double sum = 0, magnitude = 0, largest = 0;
+              for (int i = 0; i < n; ++i) {
+                double product =
+                    double{BFloat16ToFloat(FloatToBFloat16(row[i]))} * BFloat16ToFloat(token[i]);
+                sum += product, magnitude += std::abs(product);
+                largest = std::max(largest, std::abs(product));
+              }
+              // Sums as in a Gemm; two weights may round to the other neighbour because scale
+              // and minimum are applied with one rounding.
+              ExpectNear(got[size_t(t) * stride[p] + r], sum,
+                         (n / 16 + 4) * 2.4e-7 * magnitude + largest / 128, what);
+            }
+            if (stride[p] > rows[p])
+              Expect(std::isnan(got[size_t(t) * stride[p] + rows[p]]), "written past the row");
+          }
+        }
+      }
+      // A token alone gives the same bits.
+      Device<float> alone(rows[1]);
+      args.parts[0] = args.parts[1];
+      args.parts[0].y = alone.get();
+      args.num_parts = 1;
+      args.row_index = d_index.get() + 2;
+      args.groups = 1;
+      args.offsets = nullptr;
+      args.tokens = 1;
+      CUDA_OK(kernels->mat_mul(args, nullptr));
+      std::vector<float> one = alone.Get(), all = y[1]->Get();
+      Expect(std::memcmp(one.data(), all.data() + size_t(2) * stride[1], one.size() * 4) == 0,
+             what + ": a token alone differs");
+    }
+  }
+}
+
 GPU_TEST(BadShapesAreRefused) {
   const WeightKernels* kernels = FindWeightKernels(TensorType::kQ4_K);
   MatVecArgs args;

@@ -134,24 +134,35 @@ void ExpertsByPair(CudaRun* run, const DeviceExperts& experts, const Picks& pick
   AddShared(run, shared, y);
 }
 
-// C rows of the piece's experts := A rows times their matrices, unpacked one batch at a time.
+// C rows of the piece's experts := A rows times their matrices.
 void PieceProduct(CudaRun* run, const DeviceMatrix& w, const ExpertStream::Piece& piece, int rows,
                   int row_stride, const uint16_t* a, const int32_t* row_index,
                   const int32_t* offsets, int total_rows, float* c) {
+  if (w.kernels->mat_mul != nullptr) {
+    cuda::MatMulArgs args;
+    args.parts[0] = {.w = piece.data,
+                     .expert_stride = static_cast<size_t>(row_stride) * w.row_bytes(),
+                     .y = c,
+                     .y_stride = 0,
+                     .rows = rows};
+    args.n = w.cols;
+    args.x = a;
+    args.row_index = row_index;
+    args.groups = piece.count;
+    args.offsets = offsets + piece.first;
+    args.tokens = total_rows;
+    LAUNCH(run, w.kernels->mat_mul(args, run->stream));
+    return;
+  }
+  // Unquantised ones as bf16, one batch at a time.
   const size_t matrix = Product(rows, w.cols);
   const int fit = std::max(1, static_cast<int>(run->unpacked_capacity / matrix));
   for (int first = 0; first < piece.count; first += fit) {
     const int count = std::min(fit, piece.count - first);
-    const auto unpack = [&](int expert, int experts) {
+    for (int i = 0; i < count; ++i) {
       LAUNCH(run, w.kernels->decode_bf16(
-                      piece.data + Product(expert, row_stride) * w.row_bytes(),
-                      static_cast<size_t>(experts) * matrix,
-                      run->unpacked + static_cast<size_t>(expert - first) * matrix, run->stream));
-    };
-    if (row_stride == rows) {
-      unpack(first, count);
-    } else {
-      for (int i = 0; i < count; ++i) unpack(first + i, 1);
+                      piece.data + Product(first + i, row_stride) * w.row_bytes(), matrix,
+                      run->unpacked + static_cast<size_t>(i) * matrix, run->stream));
     }
     LAUNCH(run, cuda::Gemm({.a = a,
                             .lda = w.cols,

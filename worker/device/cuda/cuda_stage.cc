@@ -61,10 +61,12 @@ absl::StatusOr<std::unique_ptr<CudaStage>> CudaStage::Create(const ModelConfig& 
                         spec.last_layer, config.num_layers));
   }
   if (config.has_recurrent_state() &&
-      (config.delta_net.conv_kernel != 4 || config.delta_net.head_dim > 128)) {
-    return absl::InvalidArgumentError(absl::StrFormat(
-        "delta net with kernel %d and heads of %d; the GPU kernels have 4 and at most 128",
-        config.delta_net.conv_kernel, config.delta_net.head_dim));
+      (config.delta_net.conv_kernel != 4 || config.delta_net.head_dim > 128 ||
+       config.delta_net.head_dim % 4 != 0)) {
+    return absl::InvalidArgumentError(
+        absl::StrFormat("delta net with kernel %d and heads of %d; the GPU kernels have 4 and "
+                        "multiples of 4 up to 128",
+                        config.delta_net.conv_kernel, config.delta_net.head_dim));
   }
   std::unique_ptr<CudaStage> stage(new CudaStage(config, spec, options));
   RETURN_IF_ERROR(stage->Open(tensors, source));

@@ -1,8 +1,10 @@
 // Attention on the tensor cores: f16 operands, f32 sums.
 //
 // A block of 8 warps works on up to 16 * kMTiles query rows (heads of one or several tokens that
-// read the same kv head) and walks the context in tiles of 32 entries: copy K (and V) to shared
-// memory as f16, scores, softmax by row, values. Accumulators stay in registers.
+// read the same kv head) and walks the context in tiles of 32 entries, copied to shared memory as
+// f16 while the tile before is computed. Warps that share 16 query rows split the dimensions: of
+// the keys, each has its queries in registers and their partial scores are added up in order; of
+// the values, each keeps its sums in registers.
 
 #include "worker/kernels/cuda/attention.cuh"
 
@@ -15,18 +17,22 @@ template <int kK, int kV, bool kShared, int kMTiles>
 struct Shape {
   static constexpr int kRows = 16 * kMTiles;
   static constexpr int kKPitch = kK + 8, kVPitch = kShared ? kKPitch : kV + 8;
-  static constexpr int kScorePitch = kEntries + 1, kProbPitch = kEntries + 8;
-  static constexpr int kNWarps = 8 / kMTiles;  // warps that share an m tile
-  static constexpr int kSlice = kV / kNWarps;  // value dims of a warp
-  static constexpr int kQ = 0, kKeys = kQ + kRows * kKPitch * 2;
-  static constexpr int kValues = kShared ? kKeys : kKeys + kEntries * kKPitch * 2;
-  static constexpr int kScores = kValues + kEntries * kVPitch * 2;
-  static constexpr int kProbs = kScores + (kRows * kScorePitch * 4 + 15) / 16 * 16;
+  static constexpr int kScorePitch = kEntries + 8, kProbPitch = kEntries + 8;
+  static constexpr int kParts = 8 / kMTiles;   // warps that share an m tile
+  static constexpr int kKSlice = kK / kParts;  // key dims of a warp
+  static constexpr int kSlice = kV / kParts;   // value dims of a warp
+  static constexpr int kKeyHalves = kEntries * kKPitch;
+  static constexpr int kValueHalves = kShared ? 0 : kEntries * kVPitch;
+  static constexpr int kTileHalves = kKeyHalves + kValueHalves;  // two of them
+  static constexpr int kScores = 2 * kTileHalves * 2;            // [kParts][kRows][kScorePitch]
+  static constexpr int kProbs = kScores + kParts * kRows * kScorePitch * 4;
   static constexpr int kStats = kProbs + kRows * kProbPitch * 2;
   static constexpr int kSharedBytes = kStats + 3 * kRows * 4;
+  static_assert(kKSlice % 16 == 0 && kSlice % 16 == 0);
 };
 
-// One cache tile to shared memory. `rows` [kEntries]: cache rows, null past the end.
+// One cache tile to shared memory. `rows` [kEntries]: cache rows, null past the end; the first is
+// there.
 template <int kDim>
 __device__ inline void LoadTile(KvType type, const uint8_t* const* rows, int head, int pitch,
                                 __half* tile) {
@@ -59,23 +65,21 @@ struct Tiling {
 };
 
 template <int kK, int kV, bool kShared, int kMTiles>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     AttentionMmaKernel(const __grid_constant__ AttentionArgs args,
                        const __grid_constant__ Tiling tiling) {
   using S = Shape<kK, kV, kShared, kMTiles>;
   extern __shared__ __align__(16) uint8_t shared[];
   LetNextBegin();
   AwaitPrevious();
-  auto q_tile = reinterpret_cast<__half*>(shared + S::kQ);
-  auto k_tile = reinterpret_cast<__half*>(shared + S::kKeys);
-  auto v_tile = reinterpret_cast<__half*>(shared + S::kValues);
+  auto tiles = reinterpret_cast<__half*>(shared);
   auto scores = reinterpret_cast<float*>(shared + S::kScores);
   auto probs = reinterpret_cast<__half*>(shared + S::kProbs);
   auto highest = reinterpret_cast<float*>(shared + S::kStats);
   float* sums = highest + S::kRows;
   float* keeps = sums + S::kRows;
-  __shared__ const uint8_t* k_rows[kEntries];
-  __shared__ const uint8_t* v_rows[kEntries];
+  __shared__ const uint8_t* k_rows[2][kEntries];
+  __shared__ const uint8_t* v_rows[2][kEntries];
   __shared__ int limits[S::kRows];
 
   int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -104,73 +108,89 @@ __global__ void __launch_bounds__(kThreads)
   size_t k_bytes = KvRowBytes(args.type, static_cast<size_t>(args.kv_heads) * kK);
   size_t v_bytes = KvRowBytes(args.type, static_cast<size_t>(args.kv_heads) * kV);
 
+  // Where the rows of a tile lie, for the copy one tile later.
+  auto find_rows = [&](int base) {
+    if (threadIdx.x >= kEntries) return;
+    int entry = base + threadIdx.x, buffer = base / kEntries % 2;
+    int position = entry < range.end ? EntryPosition(args, last_row, entry) : -1;
+    k_rows[buffer][threadIdx.x] =
+        position >= 0 ? KvRow(args.k_cache, table, position, k_bytes) : nullptr;
+    v_rows[buffer][threadIdx.x] =
+        position >= 0 && !kShared ? KvRow(args.v_cache, table, position, v_bytes) : nullptr;
+  };
   auto copy_tile = [&](int base) {
-    if (threadIdx.x < kEntries) {
-      int entry = base + threadIdx.x;
-      int position = entry < range.end ? EntryPosition(args, last_row, entry) : -1;
-      k_rows[threadIdx.x] = position >= 0 ? KvRow(args.k_cache, table, position, k_bytes) : nullptr;
-      v_rows[threadIdx.x] =
-          position >= 0 && !kShared ? KvRow(args.v_cache, table, position, v_bytes) : nullptr;
-    }
-    __syncthreads();
-    LoadTile<kK>(args.type, k_rows, kv_head, S::kKPitch, k_tile);
-    if constexpr (!kShared) LoadTile<kV>(args.type, v_rows, kv_head, S::kVPitch, v_tile);
+    int buffer = base / kEntries % 2;
+    __half* keys = tiles + buffer * S::kTileHalves;
+    LoadTile<kK>(args.type, k_rows[buffer], kv_head, S::kKPitch, keys);
+    if constexpr (!kShared)
+      LoadTile<kV>(args.type, v_rows[buffer], kv_head, S::kVPitch, keys + S::kKeyHalves);
     CopyCommit();
   };
-  copy_tile(range.begin);
-
-  // Meanwhile the queries.
-#pragma unroll 6
-  for (int c = threadIdx.x; c < S::kRows * kK / 4; c += kThreads) {
-    int r = c / (kK / 4), i = c % (kK / 4) * 4, token = token_of(r);
-    float4 v = make_float4(0, 0, 0, 0);
-    if (token >= 0) {
-      v = *reinterpret_cast<const float4*>(args.q + static_cast<size_t>(token) * args.q_stride +
-                                           static_cast<size_t>(head_of(r)) * args.q_head_stride +
-                                           i);
-    }
-    auto half = [](float f) { return fminf(fmaxf(f, -65504.0f), 65504.0f); };
-    *reinterpret_cast<uint2*>(q_tile + r * S::kKPitch + i) =
-        make_uint2(PackHalves(half(v.x), half(v.y)), PackHalves(half(v.z), half(v.w)));
-  }
+  find_rows(range.begin);
   for (int r = threadIdx.x; r < S::kRows; r += kThreads) {
     int token = token_of(r);
     limits[r] = token >= 0 ? EntryCount(args, token) : 0;
     highest[r] = -INFINITY, sums[r] = 0;
   }
+  __syncthreads();
+  copy_tile(range.begin);
+  find_rows(range.begin + kEntries);
 
+  // Meanwhile the warp's queries.
   int m = warp % kMTiles, part = warp / kMTiles;
+  uint32_t q[S::kKSlice / 16][4];
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    int r = 16 * m + lane / 4 + 8 * half, token = token_of(r);
+    const float* from = args.q + static_cast<size_t>(max(token, 0)) * args.q_stride +
+                        static_cast<size_t>(token >= 0 ? head_of(r) : 0) * args.q_head_stride +
+                        part * S::kKSlice + lane % 4 * 2;
+    auto pair = [&](int i) {
+      float2 v = token >= 0 ? *reinterpret_cast<const float2*>(from + i) : make_float2(0, 0);
+      auto finite = [](float f) { return fminf(fmaxf(f, -65504.0f), 65504.0f); };
+      return PackHalves(finite(v.x), finite(v.y));
+    };
+#pragma unroll
+    for (int k = 0; k < S::kKSlice / 16; ++k)
+      q[k][half] = pair(16 * k), q[k][2 + half] = pair(16 * k + 8);
+  }
+
   float acc[S::kSlice / 8][4] = {};
   for (int base = range.begin; base < range.end; base += kEntries) {
-    if (base != range.begin) {
-      __syncthreads();
-      copy_tile(base);
-    }
+    const __half* k_tile = tiles + base / kEntries % 2 * S::kTileHalves;
+    const __half* v_tile = k_tile + S::kKeyHalves * (kShared ? 0 : 1);
     CopyWait<0>();
     __syncthreads();
+    if (base + kEntries < range.end) copy_tile(base + kEntries);
+    find_rows(base + 2 * kEntries);
 
-    for (int n = part; n < kEntries / 8; n += S::kNWarps) {
-      // Two chains of products, so that one need not wait for the other.
-      float s[4] = {}, odd[4] = {};
-#pragma unroll 6
-      for (int k = 0; k < kK; k += 32) {
-        uint32_t a[4], a_odd[4], b[4];
-        LoadMatrix4(b, k_tile + (8 * n + lane % 8) * S::kKPitch + k + lane / 8 * 8);
-        LoadMatrix4(a, q_tile + (16 * m + lane % 16) * S::kKPitch + k + lane / 16 * 8);
-        LoadMatrix4(a_odd, q_tile + (16 * m + lane % 16) * S::kKPitch + k + 16 + lane / 16 * 8);
-        MmaF16(s, a, b[0], b[1]);
-        MmaF16(odd, a_odd, b[2], b[3]);
-      }
+    {
+      float s[kEntries / 8][4] = {};
 #pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        int r = 16 * m + lane / 4 + e / 2 * 8, column = 8 * n + lane % 4 * 2 + e % 2;
-        scores[r * S::kScorePitch + column] = (s[e] + odd[e]) * args.scale;
+      for (int k = 0; k < S::kKSlice / 16; ++k) {
+#pragma unroll
+        for (int n = 0; n < kEntries / 16; ++n) {
+          uint32_t b[4];
+          LoadMatrix4(b, k_tile + (16 * n + lane % 8 + lane / 16 * 8) * S::kKPitch +
+                             part * S::kKSlice + 16 * k + lane / 8 % 2 * 8);
+          MmaF16(s[2 * n], q[k], b[0], b[1]);
+          MmaF16(s[2 * n + 1], q[k], b[2], b[3]);
+        }
+      }
+      float* to = scores + (part * S::kRows + 16 * m + lane / 4) * S::kScorePitch + lane % 4 * 2;
+#pragma unroll
+      for (int n = 0; n < kEntries / 8; ++n) {
+        *reinterpret_cast<float2*>(to + 8 * n) = make_float2(s[n][0], s[n][1]);
+        *reinterpret_cast<float2*>(to + 8 * n + 8 * S::kScorePitch) = make_float2(s[n][2], s[n][3]);
       }
     }
     __syncthreads();
 
     for (int r = warp; r < S::kRows; r += 8) {
-      float s = base + lane < limits[r] ? scores[r * S::kScorePitch + lane] : -INFINITY;
+      float s = 0;
+#pragma unroll
+      for (int p = 0; p < S::kParts; ++p) s += scores[(p * S::kRows + r) * S::kScorePitch + lane];
+      s = base + lane < limits[r] ? s * args.scale : -INFINITY;
       float before = highest[r];
       float next = fmaxf(before, WarpMax(s));
       // A row may see nothing of this tile: then nothing changes, bit for bit.

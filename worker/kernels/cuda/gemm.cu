@@ -131,39 +131,73 @@ __global__ void __launch_bounds__(kThreads) GemmKernel(GemmArgs args) {
   }
 }
 
-// f32 operands and sums, for weights stored unquantised. A block of 256 threads per 64 x 64 tile,
-// each thread 4 x 4; along k in order.
+// f32 operands and sums, for weights stored unquantised. A block per 32 x 32 tile: 4 groups of 64
+// threads, each 4 x 4; of every 64 along k a group takes 16. Groups add up in order.
+constexpr int kF32Tile = 32, kF32Slice = 64, kF32Pitch = kF32Slice + 4;
+
 __global__ void __launch_bounds__(256)
     GemmF32Kernel(const float* a, const float* b, float* c, int m, int n, int k, int ldc) {
-  __shared__ float as[16][65], bs[16][65];
-  int m0 = blockIdx.y * 64, n0 = blockIdx.x * 64;
-  int tx = threadIdx.x % 16, ty = threadIdx.x / 16;
-  float acc[4][4] = {};
-  for (int k0 = 0; k0 < k; k0 += 16) {
-    for (int i = threadIdx.x; i < 64 * 16; i += 256) {
-      int r = i / 16, kk = i % 16;
-      as[kk][r] = m0 + r < m && k0 + kk < k ? a[static_cast<size_t>(m0 + r) * k + k0 + kk] : 0;
-      bs[kk][r] = n0 + r < n && k0 + kk < k ? b[static_cast<size_t>(n0 + r) * k + k0 + kk] : 0;
-    }
-    __syncthreads();
-#pragma unroll
-    for (int kk = 0; kk < 16; ++kk) {
-      float av[4], bv[4];
-#pragma unroll
-      for (int i = 0; i < 4; ++i) av[i] = as[kk][ty + 16 * i], bv[i] = bs[kk][tx + 16 * i];
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-#pragma unroll
-        for (int j = 0; j < 4; ++j) acc[i][j] = fmaf(av[i], bv[j], acc[i][j]);
+  __shared__ __align__(16) float tiles[2][2 * kF32Tile][kF32Pitch];  // rows of a, then of b
+  int m0 = blockIdx.y * kF32Tile, n0 = blockIdx.x * kF32Tile;
+  int group = threadIdx.x / 64, ty = threadIdx.x % 64 / 8, tx = threadIdx.x % 8;
+  auto copy = [&](int buffer, int k0) {
+    for (int i = threadIdx.x; i < 2 * kF32Tile * kF32Slice / 4; i += 256) {
+      int r = i / (kF32Slice / 4), at = i % (kF32Slice / 4) * 4;
+      bool of_a = r < kF32Tile;
+      int row = of_a ? m0 + r : n0 + r - kF32Tile;
+      bool valid = row < (of_a ? m : n);
+      const float* from = (of_a ? a : b) + (valid ? static_cast<size_t>(row) * k + k0 + at : 0);
+      float* to = &tiles[buffer][r][at];
+      if (k % 4 == 0) {
+        valid = valid && k0 + at < k;
+        CopyAsync16(to, valid ? from : a, valid);
+      } else {
+        for (int e = 0; e < 4; ++e) to[e] = valid && k0 + at + e < k ? from[e] : 0;
       }
     }
+    CopyCommit();
+  };
+  float acc[4][4] = {};
+  copy(0, 0);
+  for (int k0 = 0, buffer = 0; k0 < k; k0 += kF32Slice, buffer ^= 1) {
+    CopyWait<0>();
     __syncthreads();
-  }
-  for (int i = 0; i < 4; ++i) {
-    for (int j = 0; j < 4; ++j) {
-      int row = m0 + ty + 16 * i, col = n0 + tx + 16 * j;
-      if (row < m && col < n) c[static_cast<size_t>(row) * ldc + col] = acc[i][j];
+    if (k0 + kF32Slice < k) copy(buffer ^ 1, k0 + kF32Slice);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      int at = group * 16 + 4 * i;
+      float4 av[4], bv[4];
+#pragma unroll
+      for (int r = 0; r < 4; ++r) {
+        av[r] = *reinterpret_cast<const float4*>(&tiles[buffer][ty + 8 * r][at]);
+        bv[r] = *reinterpret_cast<const float4*>(&tiles[buffer][kF32Tile + tx + 8 * r][at]);
+      }
+#pragma unroll
+      for (int r = 0; r < 4; ++r) {
+#pragma unroll
+        for (int s = 0; s < 4; ++s) {
+          acc[r][s] = fmaf(av[r].x, bv[s].x, acc[r][s]);
+          acc[r][s] = fmaf(av[r].y, bv[s].y, acc[r][s]);
+          acc[r][s] = fmaf(av[r].z, bv[s].z, acc[r][s]);
+          acc[r][s] = fmaf(av[r].w, bv[s].w, acc[r][s]);
+        }
+      }
     }
+  }
+  __syncthreads();
+  float* sums = &tiles[0][0][0];  // [4][32][33]
+#pragma unroll
+  for (int r = 0; r < 4; ++r) {
+#pragma unroll
+    for (int s = 0; s < 4; ++s)
+      sums[(group * kF32Tile + ty + 8 * r) * (kF32Tile + 1) + tx + 8 * s] = acc[r][s];
+  }
+  __syncthreads();
+  for (int i = threadIdx.x; i < kF32Tile * kF32Tile; i += 256) {
+    int r = i / kF32Tile, s = i % kF32Tile;
+    float sum = 0;
+    for (int g = 0; g < 4; ++g) sum += sums[(g * kF32Tile + r) * (kF32Tile + 1) + s];
+    if (m0 + r < m && n0 + s < n) c[static_cast<size_t>(m0 + r) * ldc + n0 + s] = sum;
   }
 }
 
@@ -186,7 +220,8 @@ int Gemm(const GemmArgs& args, Stream stream) {
 
 int GemmF32(const float* a, const float* b, float* c, int m, int n, int k, int ldc, Stream stream) {
   if (m == 0 || n == 0) return 0;
-  GemmF32Kernel<<<dim3(CeilDiv(n, 64), CeilDiv(m, 64)), 256, 0, stream>>>(a, b, c, m, n, k, ldc);
+  GemmF32Kernel<<<dim3(CeilDiv(n, kF32Tile), CeilDiv(m, kF32Tile)), 256, 0, stream>>>(a, b, c, m, n,
+                                                                                      k, ldc);
   return LastLaunch();
 }
 

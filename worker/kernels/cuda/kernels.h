@@ -147,6 +147,20 @@ struct DownArgs {
   float* y = nullptr;                   // [tokens, rows]
 };
 
+// Groups of tokens, each with its own matrices: y[t][r] = sum over i of w[r, i] * x_t[i], weights
+// and activations as bf16, sums in f32.
+struct MatMulArgs {
+  MatVecPart parts[3];  // y [all tokens, rows]; expert_stride: from one group's to the next
+  int num_parts = 1;
+  int n = 0;
+  const uint16_t* x = nullptr;         // bf16 rows, dense
+  const int32_t* row_index = nullptr;  // the row of x of each token; null: the token itself
+  int groups = 1;
+  // [groups + 1] device: group g has tokens [o[g], o[g + 1]). Null: one group.
+  const int32_t* offsets = nullptr;
+  int tokens = 0;  // of all groups
+};
+
 // Kernels of one weight type.
 struct WeightKernels {
   TensorType type;
@@ -156,6 +170,9 @@ struct WeightKernels {
   // Null with f32_activations.
   int (*gate_up)(const GateUpArgs& args, Stream stream);
   int (*down)(const DownArgs& args, Stream stream);
+  // Products of any number of tokens; one pass over the weights for each 64 of them. Null where
+  // weights are not quantised.
+  int (*mat_mul)(const MatMulArgs& args, Stream stream);
   // values [count] of the blocks at w, or of rows row_ids[0..) of n weights if row_ids.
   // f32 bit for bit as Decode of common/quant; bf16 rounds to nearest even.
   int (*decode_f32)(const void* w, size_t count, const int32_t* row_ids, int n, float* values,
@@ -184,6 +201,9 @@ struct GemmArgs {
   int k = 0;  // % 32 == 0; lda % 8 == 0
 };
 int Gemm(const GemmArgs& args, Stream stream);
+
+// The same for one group, by cuBLASLt.
+int GemmBlasLt(const GemmArgs& args, Stream stream);
 
 // c [m, n] (row stride ldc) = a [m, k] b^T [n, k] in f32 throughout: prefill with unquantised
 // weights.
@@ -384,8 +404,8 @@ struct DeltaNetArgs {
   const int32_t* slot = nullptr;        // [sequences] device
   int k_heads = 0;
   int v_heads = 0;  // V head v uses K head v % k_heads
-  int k_dim = 0;    // of a head; <= 128
-  int v_dim = 0;
+  int k_dim = 0;    // of a head; <= 128, % 4 == 0
+  int v_dim = 0;    // % 4 == 0
   const float* u = nullptr;            // [rows, channels] before the convolution
                                        // channels = 2 k_heads k_dim + v_heads v_dim
   const float* conv_weight = nullptr;  // [channels, 4]

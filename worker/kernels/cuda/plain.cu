@@ -150,6 +150,7 @@ constexpr WeightKernels Make() {
           &MatVec<T>,
           nullptr,
           nullptr,
+          nullptr,
           [](const void* w, size_t count, const int32_t* row_ids, int n, float* values,
              Stream stream) { return Decode<T, false>(w, count, row_ids, n, values, stream); },
           [](const void* w, size_t count, uint16_t* values, Stream stream) {
