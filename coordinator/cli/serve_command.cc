@@ -75,12 +75,12 @@ class Serving {
                          [this](const std::string& model, const WorkerPlan& worker,
                                 const WorkerMemory& memory) { SetMemory(model, worker, memory); },
                          &placement));
-    ShowPlacement(placement, &display_);
     {
       MutexLock lock(&plan_mutex_);
-      placement_ = std::move(placement);
+      placement_ = placement;  // before anyone can ask for it
     }
-    RETURN_IF_ERROR(Listen(topology));
+    RETURN_IF_ERROR(Listen(topology));  // an address that cannot be had is told without the plan
+    ShowPlacement(placement, &display_);
     for (const auto& service : services_) service->Start();
     return absl::OkStatus();
   }
