@@ -2,20 +2,20 @@
 
 #include <openssl/crypto.h>
 
-#include <atomic>
 #include <boost/asio/ip/address.hpp>
-#include <boost/asio/post.hpp>
-#include <boost/asio/thread_pool.hpp>
 #include <functional>
+#include <map>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "common/base/status_macros.h"
 #include "coordinator/api/api_error.h"
 #include "coordinator/api/api_metrics.h"
+#include "coordinator/api/bounded_pool.h"
 #include "coordinator/api/deployment_table.h"
 #include "coordinator/api/generation.h"
 #include "coordinator/api/request_preparer.h"
+#include "coordinator/tokenizer/chat_template_host.h"
 
 namespace packtrain {
 namespace {
@@ -66,9 +66,12 @@ struct ApiServer::Impl {
       : options(std::move(server_options)),
         deployments(std::move(table)),
         metrics(std::move(registry)),
-        // Two pools: a chat template that runs into its deadline holds up other chats at most.
-        chat_pool(2),
-        text_pool(2) {}
+        pool(2, options.preparing_max, options.preparing_bytes_max) {
+    for (const Deployment* deployment : deployments.all()) {
+      chat_pools.try_emplace(deployment, ChatTemplateHost::kChildrenMax, options.preparing_max,
+                             options.preparing_bytes_max);
+    }
+  }
 
   void Handle(const ExchangePtr& exchange);
   bool Authorized(const HttpRequest& request) const;
@@ -78,9 +81,15 @@ struct ApiServer::Impl {
   void ReplyError(const ExchangePtr& exchange, const absl::Status& status) {
     Reply(exchange, ErrorReply(status));
   }
-  // Runs `work` in `pool` and what it returns on the I/O thread; refuses if too much waits already.
-  void Prepare(const ExchangePtr& exchange, boost::asio::thread_pool* pool,
-               std::function<std::function<void()>(const std::string& body)> work);
+  // Runs `work` in the pool; refuses if too much waits already.
+  void Prepare(const ExchangePtr& exchange, std::function<void(const std::string& body)> work);
+  // On a thread of a pool; what they reply is sent on the I/O thread.
+  void PostError(const ExchangePtr& exchange, absl::Status status) {
+    exchange->Post([this, exchange, status = std::move(status)] { ReplyError(exchange, status); });
+  }
+  void PrepareAndStart(const ExchangePtr& exchange, CompletionKind kind, CompletionTarget target);
+  void PrepareChat(const ExchangePtr& exchange, CompletionTarget target, size_t bytes);
+
   void StartCompletion(const ExchangePtr& exchange, CompletionKind kind);
   using BodyToReply = absl::StatusOr<std::string> (*)(std::string_view, const DeploymentTable&);
   void ReplyWith(const ExchangePtr& exchange, BodyToReply function);
@@ -88,10 +97,10 @@ struct ApiServer::Impl {
   const ApiServerOptions options;
   const DeploymentTable deployments;
   ApiMetrics metrics;
-  std::atomic<size_t> preparing_bytes = 0;
-  std::atomic<int> preparing = 0;
-  boost::asio::thread_pool chat_pool;
-  boost::asio::thread_pool text_pool;
+  BoundedPool pool;
+  // Chats render in pools of their own: a template that runs into its deadline holds up chats of
+  // its own model at most.
+  std::map<const Deployment*, BoundedPool> chat_pools;
   std::unique_ptr<HttpServer> http;
 };
 
@@ -180,48 +189,60 @@ bool ApiServer::Impl::HandlePost(const ExchangePtr& exchange) {
   return true;
 }
 
-void ApiServer::Impl::Prepare(const ExchangePtr& exchange, boost::asio::thread_pool* pool,
-                              std::function<std::function<void()>(const std::string&)> work) {
-  const size_t bytes = exchange->request().body.size();
-  if (preparing >= options.preparing_max ||
-      (preparing > 0 && preparing_bytes + bytes > options.preparing_bytes_max)) {
-    return ReplyError(
-        exchange, absl::ResourceExhaustedError("too many requests are being prepared; try again"));
+void ApiServer::Impl::PrepareAndStart(const ExchangePtr& exchange, CompletionKind kind,
+                                      CompletionTarget target) {
+  absl::StatusOr<PreparedCompletion> prepared = PrepareCompletion(kind, std::move(target));
+  if (!prepared.ok()) return PostError(exchange, prepared.status());
+  auto generation =
+      std::make_shared<Generation>(exchange, prepared->deployment, &metrics,
+                                   std::move(prepared->request), prepared->starts_in_reasoning);
+  // The client may have gone while this waited; Start finds that out.
+  exchange->Post([generation] { generation->Start(); });
+}
+
+void ApiServer::Impl::PrepareChat(const ExchangePtr& exchange, CompletionTarget target,
+                                  size_t bytes) {
+  const Deployment* deployment = target.deployment;
+  const bool taken =
+      chat_pools.at(deployment)
+          .Post(bytes,
+                [this, exchange, shared = std::make_shared<CompletionTarget>(std::move(target))] {
+                  PrepareAndStart(exchange, CompletionKind::kChat, std::move(*shared));
+                });
+  if (!taken) {
+    PostError(exchange, absl::ResourceExhaustedError(
+                            absl::StrCat("too many chats are being prepared for the model \"",
+                                         deployment->info().name, "\"; try again")));
   }
-  ++preparing;
-  preparing_bytes += bytes;
-  boost::asio::post(*pool, [this, exchange, bytes, work = std::move(work)] {
-    // The client may have gone while this waited; then `done` finds that out.
-    std::function<void()> done = work(std::exchange(exchange->request().body, ""));
-    --preparing;
-    preparing_bytes -= bytes;
-    exchange->Post(std::move(done));
-  });
 }
 
 void ApiServer::Impl::StartCompletion(const ExchangePtr& exchange, CompletionKind kind) {
-  auto* pool = kind == CompletionKind::kChat ? &chat_pool : &text_pool;
-  Prepare(exchange, pool, [this, exchange, kind](const std::string& body) -> std::function<void()> {
-    absl::StatusOr<PreparedCompletion> prepared = PrepareCompletion(kind, body, deployments);
-    if (!prepared.ok()) {
-      return [this, exchange, status = prepared.status()] { ReplyError(exchange, status); };
-    }
-    auto generation =
-        std::make_shared<Generation>(exchange, prepared->deployment, &metrics,
-                                     std::move(prepared->request), prepared->starts_in_reasoning);
-    return [generation] { generation->Start(); };
+  Prepare(exchange, [this, exchange, kind](const std::string& body) {
+    absl::StatusOr<CompletionTarget> target = ParseTarget(body, deployments);
+    if (!target.ok()) return PostError(exchange, target.status());
+    if (kind == CompletionKind::kChat)
+      return PrepareChat(exchange, *std::move(target), body.size());
+    PrepareAndStart(exchange, kind, *std::move(target));
   });
 }
 
 void ApiServer::Impl::ReplyWith(const ExchangePtr& exchange, BodyToReply function) {
-  Prepare(exchange, &text_pool,
-          [this, exchange, function](const std::string& body) -> std::function<void()> {
-            absl::StatusOr<std::string> reply = function(body, deployments);
-            if (!reply.ok()) {
-              return [this, exchange, status = reply.status()] { ReplyError(exchange, status); };
-            }
-            return [this, exchange, text = *std::move(reply)] { Reply(exchange, {.body = text}); };
-          });
+  Prepare(exchange, [this, exchange, function](const std::string& body) {
+    absl::StatusOr<std::string> reply = function(body, deployments);
+    if (!reply.ok()) return PostError(exchange, reply.status());
+    exchange->Post([this, exchange, text = *std::move(reply)] { Reply(exchange, {.body = text}); });
+  });
+}
+
+void ApiServer::Impl::Prepare(const ExchangePtr& exchange,
+                              std::function<void(const std::string& body)> work) {
+  const bool taken = pool.Post(exchange->request().body.size(), [exchange, work = std::move(work)] {
+    work(std::exchange(exchange->request().body, ""));
+  });
+  if (!taken) {
+    ReplyError(exchange,
+               absl::ResourceExhaustedError("too many requests are being prepared; try again"));
+  }
 }
 
 absl::StatusOr<std::unique_ptr<ApiServer>> ApiServer::Start(
@@ -243,10 +264,8 @@ ApiServer::ApiServer(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 ApiServer::~ApiServer() {
   impl_->http->Stop();
   // What the pools still hold posts to an I/O thread that has ended: dropped with it.
-  impl_->chat_pool.stop();
-  impl_->text_pool.stop();
-  impl_->chat_pool.join();
-  impl_->text_pool.join();
+  impl_->pool.Stop();
+  for (auto& [deployment, pool] : impl_->chat_pools) pool.Stop();
 }
 
 uint16_t ApiServer::port() const { return impl_->http->port(); }

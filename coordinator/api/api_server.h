@@ -22,7 +22,8 @@ struct ApiServerOptions {
   HttpServerOptions http = {};
   // Bearer keys; without any, only loopback addresses are served. /health and /ready need none.
   std::vector<std::string> api_keys = {};
-  // Bytes of request bodies that may wait to be parsed, rendered and encoded; beyond it 429.
+  // Bytes of request bodies that may wait to be parsed and encoded, and of chats of one model to be
+  // rendered; beyond it 429.
   size_t preparing_bytes_max = 64 << 20;
   int preparing_max = 256;  // requests, likewise
   // What /plan shows, as JSON: who carries what and what that takes. Any thread; may be null.

@@ -14,19 +14,6 @@ namespace {
 
 using ::nlohmann::json;
 
-struct Target {
-  json body;
-  Deployment* deployment = nullptr;
-};
-
-absl::StatusOr<Target> ParseTarget(std::string_view text, const DeploymentTable& deployments) {
-  Target target;
-  ASSIGN_OR_RETURN(target.body, ParseBody(text));
-  ASSIGN_OR_RETURN(const std::string model, ParseModel(target.body));
-  ASSIGN_OR_RETURN(target.deployment, deployments.Find(model));
-  return target;
-}
-
 absl::Status CheckServes(const Deployment& deployment) {
   const DeploymentState state = deployment.state();
   if (state == DeploymentState::kReady || state == DeploymentState::kRecovering) {
@@ -132,9 +119,16 @@ absl::Status EncodePrompts(const Deployment& deployment, CompletionRequest* requ
 
 }  // namespace
 
-absl::StatusOr<PreparedCompletion> PrepareCompletion(CompletionKind kind, std::string_view body,
-                                                     const DeploymentTable& deployments) {
-  ASSIGN_OR_RETURN(Target target, ParseTarget(body, deployments));
+absl::StatusOr<CompletionTarget> ParseTarget(std::string_view body,
+                                             const DeploymentTable& deployments) {
+  CompletionTarget target;
+  ASSIGN_OR_RETURN(target.body, ParseBody(body));
+  ASSIGN_OR_RETURN(const std::string model, ParseModel(target.body));
+  ASSIGN_OR_RETURN(target.deployment, deployments.Find(model));
+  return target;
+}
+
+absl::StatusOr<PreparedCompletion> PrepareCompletion(CompletionKind kind, CompletionTarget target) {
   RETURN_IF_ERROR(CheckServes(*target.deployment));
   PreparedCompletion prepared;
   prepared.deployment = target.deployment;
@@ -148,7 +142,7 @@ absl::StatusOr<PreparedCompletion> PrepareCompletion(CompletionKind kind, std::s
 }
 
 absl::StatusOr<std::string> Tokenize(std::string_view body, const DeploymentTable& deployments) {
-  ASSIGN_OR_RETURN(const Target target, ParseTarget(body, deployments));
+  ASSIGN_OR_RETURN(const CompletionTarget target, ParseTarget(body, deployments));
   ASSIGN_OR_RETURN(const TokenizeRequest request, ParseTokenize(target.body));
   const std::vector<TokenId> ids = target.deployment->tokenizer().Encode(
       request.text, {.add_special = request.add_special, .parse_special = request.parse_special});
@@ -159,7 +153,7 @@ absl::StatusOr<std::string> Tokenize(std::string_view body, const DeploymentTabl
 }
 
 absl::StatusOr<std::string> Detokenize(std::string_view body, const DeploymentTable& deployments) {
-  ASSIGN_OR_RETURN(const Target target, ParseTarget(body, deployments));
+  ASSIGN_OR_RETURN(const CompletionTarget target, ParseTarget(body, deployments));
   const Tokenizer& tokenizer = target.deployment->tokenizer();
   ASSIGN_OR_RETURN(const std::vector<TokenId> ids, ParseDetokenize(target.body, tokenizer));
   const std::string text = tokenizer.Decode(ids, /*show_special=*/true);

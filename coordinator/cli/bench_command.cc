@@ -22,7 +22,6 @@
 #include "coordinator/cli/service.h"
 #include "coordinator/placement/floor.h"
 #include "coordinator/placement/work.h"
-#include "coordinator/tokenizer/chat_template_host.h"
 
 namespace packtrain {
 namespace {
@@ -87,8 +86,7 @@ class Bench {
     // Before any worker takes its cores.
     ASSIGN_OR_RETURN(facts_, FactsForPlanning(Unmeasured::kMeasure));
     Placement placement;
-    ASSIGN_OR_RETURN(services_, OpenServices(topology, facts_, template_host_.get(), &display_,
-                                             nullptr, &placement));
+    ASSIGN_OR_RETURN(services_, OpenServices(topology, facts_, &display_, nullptr, &placement));
     ShowPlacement(placement, &display_);
     RETURN_IF_ERROR(Choose());
     service_->Start();
@@ -289,7 +287,6 @@ class Bench {
   const BenchOptions& options_;
   LoadDisplay display_;
   LogToDisplay log_{&display_};
-  std::unique_ptr<ChatTemplateHost> template_host_ = ChatTemplateHost::Create();
   HostFacts facts_;
   std::vector<std::unique_ptr<Service>> services_;
   Service* service_ = nullptr;

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "common/base/bus_error.h"
 #include "coordinator/cli/bench_command.h"
 #include "coordinator/cli/chat_command.h"
 #include "coordinator/cli/doctor_command.h"
@@ -71,6 +72,7 @@ CLI::App* AddTokenize(CLI::App* app, TokenizeOptions* options) {
 }
 
 int Main(int argc, char** argv) {
+  ExitOnBusError();
   // Standard output is for what a command has to say.
   spdlog::set_default_logger(spdlog::stderr_color_mt("packtrain"));
   CLI::App app("Serves large language models over the devices you own.", "packtrain");

@@ -22,7 +22,6 @@
 #include "coordinator/cli/log_to_display.h"
 #include "coordinator/cli/service.h"
 #include "coordinator/placement/report.h"
-#include "coordinator/tokenizer/chat_template_host.h"
 
 namespace packtrain {
 namespace {
@@ -71,7 +70,7 @@ class Serving {
     Placement placement;
     ASSIGN_OR_RETURN(services_,
                      OpenServices(
-                         topology, std::move(facts), template_host_.get(), &display_,
+                         topology, std::move(facts), &display_,
                          [this](const std::string& model, const WorkerPlan& worker,
                                 const WorkerMemory& memory) { SetMemory(model, worker, memory); },
                          &placement));
@@ -155,7 +154,6 @@ class Serving {
   prometheus::Family<prometheus::Gauge>& memory_;
   Mutex plan_mutex_;
   Placement placement_ ABSL_GUARDED_BY(plan_mutex_);
-  std::unique_ptr<ChatTemplateHost> template_host_ = ChatTemplateHost::Create();
   std::vector<std::unique_ptr<Service>> services_;
   std::unique_ptr<ApiServer> server_;  // goes before what it serves
   std::string endpoint_;

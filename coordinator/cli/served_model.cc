@@ -6,6 +6,7 @@
 #include "absl/strings/str_format.h"
 #include "common/base/status_macros.h"
 #include "common/model/config.h"
+#include "common/weights/gguf.h"
 #include "coordinator/tokenizer/chat_template.h"
 
 namespace packtrain {
@@ -54,18 +55,18 @@ std::unique_ptr<ChatTemplate> MakeTemplate(const ModelEntry& entry, const GgufFi
 
 }  // namespace
 
-absl::StatusOr<ServedModel> OpenModel(const ModelEntry& entry, int context,
-                                      ChatTemplateHost* host) {
+absl::StatusOr<ServedModel> OpenModel(const ModelEntry& entry, int context) {
   ServedModel model;
   model.entry = entry;
-  ASSIGN_OR_RETURN(model.file, GgufFile::Open(entry.path));
-  ASSIGN_OR_RETURN(const ModelConfig config, ReadModelConfig(*model.file));
-  ASSIGN_OR_RETURN(std::unique_ptr<Tokenizer> tokenizer, Tokenizer::Create(*model.file));
+  ASSIGN_OR_RETURN(const std::unique_ptr<GgufFile> file, GgufFile::Open(entry.path));
+  ASSIGN_OR_RETURN(const ModelConfig config, ReadModelConfig(*file));
+  ASSIGN_OR_RETURN(std::unique_ptr<Tokenizer> tokenizer, Tokenizer::Create(*file));
+  model.template_host = ChatTemplateHost::Create();
   std::unique_ptr<ChatTemplate> chat_template =
-      MakeTemplate(model.entry, *model.file, *tokenizer, host, &model.warnings);
+      MakeTemplate(model.entry, *file, *tokenizer, model.template_host.get(), &model.warnings);
   model.deployment = std::make_unique<DeploymentRunner>(
-      MakeInfo(model.entry, context, *model.file, config), std::move(tokenizer),
-      std::move(chat_template), DeploymentRunner::Options());
+      MakeInfo(model.entry, context, *file, config), std::move(tokenizer), std::move(chat_template),
+      DeploymentRunner::Options());
   return model;
 }
 

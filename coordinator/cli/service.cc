@@ -91,9 +91,11 @@ FleetOptions Service::Options(WorkerLoaded loaded) {
   return options;
 }
 
-absl::StatusOr<std::vector<std::unique_ptr<Service>>> OpenServices(
-    const Topology& topology, HostFacts this_host, ChatTemplateHost* template_host,
-    LoadDisplay* display, WorkerLoaded loaded, Placement* placement) {
+absl::StatusOr<std::vector<std::unique_ptr<Service>>> OpenServices(const Topology& topology,
+                                                                   HostFacts this_host,
+                                                                   LoadDisplay* display,
+                                                                   WorkerLoaded loaded,
+                                                                   Placement* placement) {
   ASSIGN_OR_RETURN(const TopologyRequest request,
                    RequestFor(topology, RigAround(topology, std::move(this_host))));
   ASSIGN_OR_RETURN(*placement, PlanPlacement(request.request));
@@ -104,7 +106,7 @@ absl::StatusOr<std::vector<std::unique_ptr<Service>>> OpenServices(
     RETURN_IF_ERROR(CheckAddresses(topology, entry));
     ASSIGN_OR_RETURN(DeploymentPlan plan, DeploymentPlanOf(topology, entry, placed,
                                                            request.models[i]->config.hidden_dim));
-    ASSIGN_OR_RETURN(ServedModel model, OpenModel(entry, placed.context, template_host));
+    ASSIGN_OR_RETURN(ServedModel model, OpenModel(entry, placed.context));
     services.push_back(std::make_unique<Service>(
         std::move(model), std::move(plan), *request.models[i], placed.speed, display, loaded));
   }

@@ -56,10 +56,12 @@ class Service {
 
 // Plans and opens all models of the topology; starts and shows nothing. What workers hold once they
 // have loaded is shown beside what was predicted; `loaded` may be null.
-// `template_host` is borrowed by the deployments. Errors: those of OpenModel and of planning.
-absl::StatusOr<std::vector<std::unique_ptr<Service>>> OpenServices(
-    const Topology& topology, HostFacts this_host, ChatTemplateHost* template_host,
-    LoadDisplay* display, WorkerLoaded loaded, Placement* placement);
+// Errors: those of OpenModel and of planning.
+absl::StatusOr<std::vector<std::unique_ptr<Service>>> OpenServices(const Topology& topology,
+                                                                   HostFacts this_host,
+                                                                   LoadDisplay* display,
+                                                                   WorkerLoaded loaded,
+                                                                   Placement* placement);
 
 // Shows the plan as a table.
 void ShowPlacement(const Placement& placement, LoadDisplay* display);

@@ -9,11 +9,11 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include <atomic>
 #include <cerrno>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <memory>
 #include <utility>
 #include <vector>
 
@@ -182,29 +182,52 @@ class HostImpl : public ChatTemplateHost {
 
   absl::StatusOr<std::string> Render(std::string_view template_text,
                                      std::string_view variables_json) override;
-  int child_pid() const override { return pid_.load(std::memory_order_relaxed); }
-
- private:
-  absl::Status EnsureStartedLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  absl::StatusOr<Reply> ReceiveLocked(Clock::time_point deadline)
-      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  absl::StatusOr<Reply> ExchangeLocked(std::string_view template_text,
-                                       std::string_view variables_json)
-      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  void KillLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
-    child_.Kill();
-    pid_ = 0;
+  int idle_child_pid() const override {
+    MutexLock lock(&mutex_);
+    return idle_.empty() ? 0 : idle_.back()->pid();
   }
 
+ private:
+  // Waits until fewer than kChildrenMax render; null if the caller has to start a child.
+  std::unique_ptr<Child> Take();
+  // Null: it was killed.
+  void GiveBack(std::unique_ptr<Child> child);
+  absl::StatusOr<std::unique_ptr<Child>> StartChild() const;
+  absl::StatusOr<Reply> Receive(Child* child, Clock::time_point deadline) const;
+  absl::StatusOr<Reply> Exchange(Child* child, std::string_view template_text,
+                                 std::string_view variables_json) const;
+  // As Render; resets `child` where it cannot go on.
+  absl::StatusOr<std::string> RenderIn(std::unique_ptr<Child>* child,
+                                       std::string_view template_text,
+                                       std::string_view variables_json) const;
+
   const ChatTemplateHostOptions options_;
-  Mutex mutex_;
-  Child child_ ABSL_GUARDED_BY(mutex_);
-  std::atomic<int> pid_ = 0;
+  mutable Mutex mutex_;
+  CondVar given_back_;
+  std::vector<std::unique_ptr<Child>> idle_ ABSL_GUARDED_BY(mutex_);
+  int rendering_ ABSL_GUARDED_BY(mutex_) = 0;
 };
 
-absl::StatusOr<Reply> HostImpl::ReceiveLocked(Clock::time_point deadline) {
+std::unique_ptr<Child> HostImpl::Take() {
+  MutexLock lock(&mutex_);
+  while (rendering_ == kChildrenMax) given_back_.Wait(&mutex_);
+  ++rendering_;
+  if (idle_.empty()) return nullptr;
+  std::unique_ptr<Child> child = std::move(idle_.back());
+  idle_.pop_back();
+  return child;
+}
+
+void HostImpl::GiveBack(std::unique_ptr<Child> child) {
+  MutexLock lock(&mutex_);
+  --rendering_;
+  if (child != nullptr) idle_.push_back(std::move(child));
+  given_back_.NotifyOne();
+}
+
+absl::StatusOr<Reply> HostImpl::Receive(Child* child, Clock::time_point deadline) const {
   char head[5];
-  RETURN_IF_ERROR(child_.Receive(head, sizeof(head), deadline));
+  RETURN_IF_ERROR(child->Receive(head, sizeof(head), deadline));
   uint32_t size = 0;
   std::memcpy(&size, head + 1, sizeof(size));
   // A character is at most four bytes of UTF-8.
@@ -212,25 +235,21 @@ absl::StatusOr<Reply> HostImpl::ReceiveLocked(Clock::time_point deadline) {
     return absl::UnavailableError("the template process sent nonsense");
   }
   Reply reply{head[0], std::string(size, '\0')};
-  RETURN_IF_ERROR(child_.Receive(reply.text.data(), size, deadline));
+  RETURN_IF_ERROR(child->Receive(reply.text.data(), size, deadline));
   return reply;
 }
 
-absl::Status HostImpl::EnsureStartedLocked() {
-  if (child_.pid() != 0) return absl::OkStatus();
+absl::StatusOr<std::unique_ptr<Child>> HostImpl::StartChild() const {
   std::vector<std::string> failures;
   for (const std::string& python : PythonCandidates(options_.python)) {
-    RETURN_IF_ERROR(child_.Start(python, options_));
-    absl::StatusOr<Reply> ready = ReceiveLocked(Clock::now() + options_.start_deadline);
-    if (ready.ok() && ready->status == 'R') {
-      pid_ = child_.pid();
-      return absl::OkStatus();
-    }
+    auto child = std::make_unique<Child>();
+    RETURN_IF_ERROR(child->Start(python, options_));
+    absl::StatusOr<Reply> ready = Receive(child.get(), Clock::now() + options_.start_deadline);
+    if (ready.ok() && ready->status == 'R') return child;
     failures.push_back(absl::StrCat(
         python, " (",
         ready.ok() ? ready->text : "does not start: " + std::string(ready.status().message()),
         ")"));
-    KillLocked();
   }
   return absl::FailedPreconditionError(
       absl::StrCat("no Python interpreter with Jinja2 found; install python3-jinja2 or set "
@@ -238,16 +257,39 @@ absl::Status HostImpl::EnsureStartedLocked() {
                    absl::StrJoin(failures, ", ")));
 }
 
-absl::StatusOr<Reply> HostImpl::ExchangeLocked(std::string_view template_text,
-                                               std::string_view variables_json) {
+absl::StatusOr<Reply> HostImpl::Exchange(Child* child, std::string_view template_text,
+                                         std::string_view variables_json) const {
   const auto deadline = Clock::now() + options_.render_deadline;
   const uint32_t sizes[2] = {static_cast<uint32_t>(template_text.size()),
                              static_cast<uint32_t>(variables_json.size())};
   const std::string_view head(reinterpret_cast<const char*>(sizes), sizeof(sizes));
   for (std::string_view part : {head, template_text, variables_json}) {
-    RETURN_IF_ERROR(child_.Send(part, deadline));
+    RETURN_IF_ERROR(child->Send(part, deadline));
   }
-  return ReceiveLocked(deadline);
+  return Receive(child, deadline);
+}
+
+absl::StatusOr<std::string> HostImpl::RenderIn(std::unique_ptr<Child>* child,
+                                               std::string_view template_text,
+                                               std::string_view variables_json) const {
+  if (*child == nullptr) {
+    ASSIGN_OR_RETURN(*child, StartChild());
+  }
+  absl::StatusOr<Reply> reply = Exchange(child->get(), template_text, variables_json);
+  if (!reply.ok()) {
+    child->reset();
+    if (absl::IsDeadlineExceeded(reply.status())) {
+      return absl::DeadlineExceededError(absl::StrCat(
+          "rendering took longer than ", options_.render_deadline.count(), " ms and was stopped"));
+    }
+    return reply.status();
+  }
+  if (reply->status == 'O') return std::move(reply->text);
+  if (reply->status == 'M') {
+    child->reset();  // what the template allocated may still be referenced
+    return absl::ResourceExhaustedError(reply->text);
+  }
+  return absl::InvalidArgumentError(reply->text);
 }
 
 absl::StatusOr<std::string> HostImpl::Render(std::string_view template_text,
@@ -257,23 +299,10 @@ absl::StatusOr<std::string> HostImpl::Render(std::string_view template_text,
                                                      " bytes; at most ", kInputBytesMax,
                                                      " are allowed"));
   }
-  MutexLock lock(&mutex_);
-  RETURN_IF_ERROR(EnsureStartedLocked());
-  absl::StatusOr<Reply> reply = ExchangeLocked(template_text, variables_json);
-  if (!reply.ok()) {
-    KillLocked();
-    if (absl::IsDeadlineExceeded(reply.status())) {
-      return absl::DeadlineExceededError(absl::StrCat(
-          "rendering took longer than ", options_.render_deadline.count(), " ms and was stopped"));
-    }
-    return reply.status();
-  }
-  if (reply->status == 'O') return std::move(reply->text);
-  if (reply->status == 'M') {
-    KillLocked();  // what the template allocated may still be referenced
-    return absl::ResourceExhaustedError(reply->text);
-  }
-  return absl::InvalidArgumentError(reply->text);
+  std::unique_ptr<Child> child = Take();
+  absl::StatusOr<std::string> text = RenderIn(&child, template_text, variables_json);
+  GiveBack(std::move(child));
+  return text;
 }
 
 }  // namespace

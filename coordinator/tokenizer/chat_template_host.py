@@ -38,6 +38,7 @@ def reply(status, text):
 try:
     import jinja2
     import jinja2.ext
+    import jinja2.runtime
     import jinja2.sandbox
 except ImportError as error:
     reply(b"E", str(error))
@@ -52,6 +53,22 @@ class Generation(jinja2.ext.Extension):
     def parse(self, parser):
         next(parser.stream)
         return parser.parse_statements(["name:endgeneration"], drop_needle=True)
+
+
+class Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
+    """The sandbox, which knows at once what it would find out about the two types that chats
+    consist of. Its own look-up raises two exceptions for every `message.role`, which were most of
+    the time of a long chat."""
+
+    dict_names = frozenset(dir(dict))
+    loop_names = frozenset(name for name in dir(jinja2.runtime.LoopContext) if name[0] != "_")
+
+    def getattr(self, obj, attribute):
+        if type(obj) is dict and attribute not in self.dict_names:
+            return obj[attribute] if attribute in obj else self.undefined(obj=obj, name=attribute)
+        if type(obj) is jinja2.runtime.LoopContext and attribute in self.loop_names:
+            return getattr(obj, attribute)
+        return super().getattr(obj, attribute)
 
 
 def tojson(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
@@ -69,7 +86,7 @@ def strftime_now(layout):
 
 
 def make_environment():
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+    environment = Environment(
         trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols, Generation])
     environment.filters["tojson"] = tojson
     environment.globals["raise_exception"] = raise_exception

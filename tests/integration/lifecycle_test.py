@@ -3,8 +3,12 @@ ends; a worker that is killed in mid-stream is replaced, and its streams go on a
 
 import json
 import os
+import pathlib
+import re
+import shutil
 import signal
 import subprocess
+import tempfile
 import threading
 import unittest
 
@@ -144,6 +148,22 @@ class LifecycleTest(unittest.TestCase):
             # The other deployment kept its worker through all of the primary's deaths.
             self.assertEqual(len(server.workers()), 4)
             server.wait_idle()
+
+    def test_a_model_file_that_is_cut_while_it_is_served_ends_nothing(self):
+        with tempfile.TemporaryDirectory() as folder:
+            copy = pathlib.Path(folder) / "copy.gguf"
+            shutil.copy(PRIMARY, copy)
+            with Server(DEMO.replace(str(PRIMARY), str(copy))) as server:
+                before = server.complete("primary", demo_prompt("primary", 3))
+                os.truncate(copy, 10_000)
+                after = server.complete("primary", demo_prompt("primary", 3))
+                self.assertEqual(after["choices"], before["choices"])
+                # A new worker has its weights in memory but reads the file's header again.
+                os.kill(server.worker_groups()[0]["stage0"], signal.SIGKILL)
+                wait_until(lambda: re.search("replacing failed: .*copy.gguf", server.log()),
+                           "a worker that names the file")
+                status, _ = server.post(CHAT, chat("sidecar", max_tokens=5))
+                self.assertEqual(status, 200, server.log())
 
     def test_a_worker_that_always_dies_fails_its_model_alone(self):
         with Server(DEMO) as server:

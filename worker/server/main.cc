@@ -1,5 +1,6 @@
 #include <string_view>
 
+#include "common/base/bus_error.h"
 #include "worker/server/cpu_loader.h"
 #include "worker/server/cuda_loader.h"
 #include "worker/server/probe_command.h"
@@ -17,6 +18,7 @@ absl::StatusOr<packtrain::LoadedModel> LoadModel(const packtrain::LoadRequest& r
 }  // namespace
 
 int main(int argc, char** argv) {
+  packtrain::ExitOnBusError();
   if (argc > 1 && std::string_view(argv[1]) == "--probe") return packtrain::RunProbe(argc, argv);
   return packtrain::RunWorker(argc, argv, LoadModel, packtrain::CudaLinks);
 }

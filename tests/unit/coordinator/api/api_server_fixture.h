@@ -20,9 +20,22 @@
 namespace packtrain {
 
 class ApiServerFixture : public ::testing::Test {
- protected:
+ public:
   static constexpr int kContext = 4096;
 
+  static DeploymentInfo Info(std::string name, std::vector<std::string> aliases, std::string role) {
+    return {.name = std::move(name),
+            .aliases = std::move(aliases),
+            .role = std::move(role),
+            .architecture = "glm-dsa",
+            .context_length = kContext,
+            .parameters = 22290000,
+            .file_bytes = 14421376,
+            .created_unix_s = 1700000000,
+            .recurrent = true};
+  }
+
+ protected:
   static void SetUpTestSuite() { host_ = ChatTemplateHost::Create(); }
   static void TearDownTestSuite() { host_.reset(); }
 
@@ -42,18 +55,6 @@ class ApiServerFixture : public ::testing::Test {
         small_(Info("small", {}, "sidecar"), std::make_unique<FakeTokenizer>(), nullptr) {
     big_.SetScript(BytesOf("Hi!"));
     small_.SetScript(BytesOf("ok"));
-  }
-
-  static DeploymentInfo Info(std::string name, std::vector<std::string> aliases, std::string role) {
-    return {.name = std::move(name),
-            .aliases = std::move(aliases),
-            .role = std::move(role),
-            .architecture = "glm-dsa",
-            .context_length = kContext,
-            .parameters = 22290000,
-            .file_bytes = 14421376,
-            .created_unix_s = 1700000000,
-            .recurrent = true};
   }
 
   void Start(ApiServerOptions options = {}) {
