@@ -5,7 +5,9 @@
 
 #include <algorithm>
 #include <barrier>
+#include <cerrno>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <ctime>
 #include <fstream>
@@ -66,11 +68,17 @@ int FirstSibling(int cpu) {
 }  // namespace
 
 Buffer Allocate(size_t bytes) {
-  constexpr size_t kPage = 2 << 20;
-  const size_t size = (bytes + kPage - 1) / kPage * kPage;
-  Buffer buffer(std::aligned_alloc(kPage, size));
-  madvise(buffer.get(), size, MADV_HUGEPAGE);
-  return buffer;
+  // Without a reservation: the kernel would refuse one of more memory than it has now, and a
+  // virtual machine's memory may grow only as it is used.
+  void* const at = mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
+                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (at == MAP_FAILED) {
+    std::fprintf(stderr, "cannot map %.1f GiB of memory: %s\n",
+                 static_cast<double>(bytes) / (1 << 30), std::strerror(errno));
+    std::exit(1);
+  }
+  madvise(at, bytes, MADV_HUGEPAGE);
+  return Buffer(at, Unmap{bytes});
 }
 
 std::vector<std::string> Split(const std::string& list) {

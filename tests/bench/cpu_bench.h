@@ -3,9 +3,10 @@
 // What the benchmarks of CPU kernels share: random weights, threads on CPUs of their own, the
 // machine's read bandwidth and the rate of a kernel on weights that stay in the cache.
 
+#include <sys/mman.h>
+
 #include <cstddef>
 #include <cstdint>
-#include <cstdlib>
 #include <functional>
 #include <memory>
 #include <string>
@@ -16,12 +17,13 @@
 
 namespace packtrain {
 
-struct FreeDeleter {
-  void operator()(void* p) const { std::free(p); }
+struct Unmap {
+  size_t bytes = 0;
+  void operator()(void* p) const { munmap(p, bytes); }
 };
-using Buffer = std::unique_ptr<void, FreeDeleter>;
+using Buffer = std::unique_ptr<void, Unmap>;
 
-// In huge pages where the kernel gives them, as weights in memory are.
+// In huge pages where the kernel gives them; ends the process if the memory cannot be had.
 Buffer Allocate(size_t bytes);
 
 std::vector<std::string> Split(const std::string& list);
