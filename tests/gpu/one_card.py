@@ -18,7 +18,9 @@ QWEN = GOLDEN / "qwen35moe-f32.gguf"  # 8 layers, all with experts; recurrent st
 
 
 def stage(layers=None, resident=None, memory_gib=2, device=DEVICE):
-    text = f"device: '{device}', memory_gib: {memory_gib}"
+    text = f"device: '{device}'"
+    if device != "cpu":
+        text += f", memory_gib: {memory_gib}"
     if layers:
         text += f", layers: {layers}"
     if resident:
