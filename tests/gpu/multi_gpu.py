@@ -183,6 +183,7 @@ def tokens(bench):
                    slots=8, ubatch=64)
              for name, path, stages, role in (("glm", glm, glm_stages, "primary"),
                                               ("qwen", QWEN, qwen_stages, "sidecar"))], transport)
+        idle = bench.memory()
         with Server(text) as server:
             got = {(name, how.__name__): how(server, name)
                    for name in ("glm", "qwen") for how in (one_by_one, eight_at_once)}
@@ -191,6 +192,12 @@ def tokens(bench):
             bench.check(not different, what, " and ".join(different))
             if len(glm_stages) > 1:
                 check_links(bench, server, what, transport, 2 * (len(glm_stages) - 1))
+            elif bench.gpu:
+                own = bench.devices.index(glm_stages[0][1])
+                bench.check(all(used - before < 64 for i, (before, used) in
+                                enumerate(zip(idle, bench.memory())) if i != own),
+                            f"{what}: nothing on the other cards",
+                            f"MiB {idle} -> {bench.memory()}")
 
 
 # --- failure --------------------------------------------------------------------------------------
@@ -272,15 +279,16 @@ def hops(bench):
                                            for i in range(5))
             chunk = 8192e3 / statistics.median(prefill(server, "glm", 10 + i, 8192, bench.tiny)
                                                for i in range(3))
-            table.append((what, step, chunk))
+            table.append((what, step, chunk, bench.memory()))
     print("  %-10s %12s %10s %10s" % ("link", "bytes", "us", "GB/s"))
     for (name, size), times in sorted(measured.items(), key=lambda m: (m[0][1], m[0][0])):
         us = statistics.median(times)
         print("  %-10s %12d %10.0f %10.2f" % (name, size, us, size / us / 1e3))
-    print("  %-12s %14s %20s %18s" % ("form", "decode, ms", "a hop of it, us", "8192 tokens, ms"))
-    for what, step, chunk in table:
-        print("  %-12s %14.3f %20.0f %18.1f" % (
-            what, step, (step - table[0][1]) * 1e3 / max(len(cuts) - 1, 1), chunk))
+    print("  %-10s %12s %16s %16s   %s" % ("form", "decode, ms", "a hop of it, us",
+                                          "8192 tokens, ms", "cards' memory, MiB"))
+    for what, step, chunk, memory in table:
+        print("  %-10s %12.3f %16.0f %16.1f   %s" % (
+            what, step, (step - table[0][1]) * 1e3 / max(len(cuts) - 1, 1), chunk, memory))
 
 
 # --- sidecar --------------------------------------------------------------------------------------
