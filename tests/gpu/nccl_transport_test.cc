@@ -1,7 +1,7 @@
 // Aim: bundles with tensors in a GPU's memory cross between two processes unchanged and in order,
-// and no death, standstill or close of one end leaves the other hanging. Method: two processes on
-// one card, which NCCL joins over its network path because each has an NCCL_HOSTID of its own. The
-// program is its own peer: nccl_transport_test --peer ROLE EPOCH.
+// and no death, standstill or close of one end leaves the other hanging. Method: two processes on a
+// card each; where there is only one, on that, which NCCL joins over its network path because each
+// has an NCCL_HOSTID of its own. The program is its own peer: nccl_transport_test --peer ROLE EPOCH.
 
 #include "worker/transport/nccl/nccl_transport.h"
 
@@ -61,15 +61,29 @@ bool Holds(const Bundle& bundle, int step, uint32_t rows) {
   return values == Values(step, rows) && bundle.tensors[1].i32()[0] == step;
 }
 
+// The card of the parent or the child.
+int DeviceOf(std::string_view id) {
+  int count = 0;
+  static_cast<void>(cudaGetDeviceCount(&count));
+  return id == "child" && count > 1 ? 1 : 0;
+}
+
+void MakeHostOf(const char* id) {
+  if (DeviceOf("child") == DeviceOf("parent")) setenv("NCCL_HOSTID", id, 1);
+}
+
 // One end: a transport and what it takes.
 struct End {
   End(const std::string& id, uint64_t epoch)
-      : info{id, epoch, "this-host", "cuda:0", "", (*LoadNccl())->version, id + "/0"},
+      : info(Info(id, epoch)),
         shm(MakeShmTransport(std::chrono::nanoseconds(0))),
-        nccl(MakeNcclTransport(0, info, {shm.get()})) {}
-  PeerInfo Peer(const std::string& id) const {
-    return {id, info.epoch, "this-host", "cuda:0", "", info.nccl, id + "/0"};
+        nccl(MakeNcclTransport(DeviceOf(id), info, {shm.get()})) {
+    cudaSetDevice(DeviceOf(id));
   }
+  static PeerInfo Info(const std::string& id, uint64_t epoch) {
+    return {id, epoch, "this-host", "cuda", "", (*LoadNccl())->version, id};
+  }
+  PeerInfo Peer(const std::string& id) const { return Info(id, info.epoch); }
   PeerInfo info;
   std::unique_ptr<Transport> shm, nccl;
 };
@@ -109,7 +123,6 @@ class Child {
     const std::string number = absl::StrCat(epoch);
     pid_ = fork();
     if (pid_ == 0) {
-      setenv("NCCL_HOSTID", "child", 1);
       execl("/proc/self/exe", "nccl_transport_test", "--peer", role.c_str(), number.c_str(),
             nullptr);
       _exit(127);
@@ -274,9 +287,10 @@ TEST_F(NcclTransportTest, AfterADeathTheLinkIsMadeAnewUnderANewEpoch) {
 
 int main(int argc, char** argv) {
   if (argc == 4 && std::string_view(argv[1]) == "--peer") {
+    packtrain::MakeHostOf("child");
     return packtrain::RunPeer(argv[2], std::strtoull(argv[3], nullptr, 10));
   }
-  setenv("NCCL_HOSTID", "parent", 1);
+  packtrain::MakeHostOf("parent");
   testing::InitGoogleTest(&argc, argv);
   return RUN_ALL_TESTS();
 }

@@ -1,4 +1,4 @@
-"""What the GPU tests in Python share: deployments whose workers divide one card."""
+"""What the GPU tests in Python share: deployments whose workers divide one card, or have one each."""
 
 import os
 import pathlib
@@ -17,8 +17,10 @@ GLM = GOLDEN / "glm52-f32.gguf"    # 7 layers, experts in layers 2-6, sparse att
 QWEN = GOLDEN / "qwen35moe-f32.gguf"  # 8 layers, all with experts; recurrent state
 
 
-def stage(layers=None, resident=None, memory_gib=2):
-    text = f"device: '{DEVICE}', memory_gib: {memory_gib}"
+def stage(layers=None, resident=None, memory_gib=2, device=DEVICE):
+    text = f"device: '{device}'"
+    if device != "cpu":
+        text += f", memory_gib: {memory_gib}"
     if layers:
         text += f", layers: {layers}"
     if resident:
