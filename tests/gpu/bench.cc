@@ -3,12 +3,15 @@
 // kernel_test.
 
 #include <algorithm>
+#include <atomic>
 #include <functional>
 #include <memory>
+#include <thread>
 
 #include "common/quant/type.h"
 #include "tests/gpu/harness.h"
 #include "worker/kernels/cuda/kernels.h"
+#include "worker/kernels/cuda/mailbox.h"
 
 namespace packtrain::cuda {
 namespace {
@@ -367,6 +370,67 @@ void BenchSmall() {
 
 }  // namespace
 
+// A layer's exchange with an experts worker that answers at once: what the step pays beside the
+// worker's own time.
+void BenchMailbox(int rows) {
+  constexpr int kN = 6144, kTopK = 8;
+  struct Words {
+    alignas(64) uint64_t request;
+    uint32_t call[3];
+    alignas(64) uint64_t reply;
+    uint32_t code, closed;
+    alignas(64) float x[8 * kN], y[8 * kN], weights[64];
+    int32_t ids[64];
+  };
+  Words* words;
+  MailboxReport* report;
+  CUDA_OK(cudaHostAlloc(&words, sizeof(Words), cudaHostAllocMapped));
+  CUDA_OK(cudaHostAlloc(&report, sizeof(MailboxReport), cudaHostAllocMapped));
+  std::memset(words, 0, sizeof(Words));
+  *report = {};
+  Device<MailboxStep> step(std::vector<MailboxStep>(1));
+  Device<float> x(size_t(rows) * kN), y(size_t(rows) * kN), weights(size_t(rows) * kTopK);
+  Device<int32_t> ids(size_t(rows) * kTopK);
+  std::atomic<bool> stop = false;
+  std::thread worker([&] {
+    std::atomic_ref request(words->request), reply(words->reply);
+    while (!stop) {
+      if (const uint64_t word = request.load(); word != reply.load()) reply.store(word);
+    }
+  });
+  const double us = Time(60, [&](int layer) {
+    const MailboxRequest request = {.mailbox = {.request = &words->request,
+                                                .call = words->call,
+                                                .reply = &words->reply,
+                                                .code = &words->code,
+                                                .closed = &words->closed,
+                                                .x = words->x,
+                                                .ids = words->ids,
+                                                .weights = words->weights,
+                                                .y = words->y},
+                                    .step = step.get(),
+                                    .report = report,
+                                    .word = uint64_t(layer) + 1,
+                                    .layer = layer,
+                                    .rows = rows,
+                                    .top_k = kTopK,
+                                    .n = kN,
+                                    .x = x.get(),
+                                    .ids = ids.get(),
+                                    .weights = weights.get(),
+                                    .timeout_ns = 1'000'000'000};
+    CUDA_OK(PostExperts(request, g_stream));
+    CUDA_OK(AwaitExperts(request, g_stream));
+    CUDA_OK(TakeExperts(request, nullptr, nullptr, y.get(), g_stream));
+  });
+  stop = true;
+  worker.join();
+  if (report->failure != MailboxFailure::kNone) std::printf("the exchange failed\n");
+  Report("experts exchange, " + std::to_string(rows) + " rows of 6144", us, 0, 0);
+  CUDA_OK(cudaFreeHost(words));
+  CUDA_OK(cudaFreeHost(report));
+}
+
 int Main() {
   setvbuf(stdout, nullptr, _IOLBF, 0);
   CUDA_OK(PrepareDevice());
@@ -402,6 +466,7 @@ int Main() {
   BenchDense(kQ6_K, 2048, 8192, 1, "Qwen qkv");
   BenchDense(kQ6_K, 4096, 2048, 1, "Qwen out");
   BenchSmall();
+  for (int rows : {1, 4, 8}) BenchMailbox(rows);
   for (TensorType type : {kIQ2_XS, kIQ3_XXS, kQ4_K, kQ6_K}) BenchDecode(type);
   for (int tokens : {16, 64, 256}) {
     BenchMatMul(kQ4_K, 2048, 512, 2, 256, tokens, "Qwen gate+up");

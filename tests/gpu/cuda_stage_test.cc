@@ -6,17 +6,23 @@
 #include "worker/device/cuda/cuda_stage.h"
 
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
 #include <filesystem>
+#include <thread>
 
+#include "absl/strings/str_cat.h"
 #include "common/base/check.h"
+#include "common/base/status_macros.h"
 #include "tests/support/model_golden.h"
 #include "tests/support/model_runner.h"
+#include "worker/engine/experts_router.h"
 #include "worker/ops/experts.h"
 #include "worker/ops/sampler.h"
+#include "worker/transport/shm/mailbox.h"
 
 namespace packtrain {
 namespace {
@@ -75,6 +81,62 @@ class CpuExperts : public ExpertsClient {
   ExpertsRequest request_;
 };
 
+// The same experts, behind mailboxes: the device asks and a thread answers. Reconnect replaces the
+// worker by one of the next epoch.
+class MailboxExperts {
+ public:
+  explicit MailboxExperts(const TestModel& model) : model_(model), experts_(model) { Connect(); }
+  ~MailboxExperts() { Stop(); }
+
+  ExpertsClient* client() { return &router_; }
+  void Reconnect() {
+    Stop();
+    Connect();
+  }
+  // Ends the worker; the stage's end stays.
+  void Stop() {
+    if (server_ == nullptr) return;
+    server_->Close();
+    thread_.join();
+    server_ = nullptr;
+  }
+
+ private:
+  class Backend : public ExpertsBackend {
+   public:
+    explicit Backend(ExpertsClient* experts) : experts_(experts) {}
+    absl::Status Compute(const ExpertsRequest& request, float* y) override {
+      RETURN_IF_ERROR(experts_->Post(request));
+      return experts_->Await(y);
+    }
+
+   private:
+    ExpertsClient* const experts_;
+  };
+
+  void Connect() {
+    const ModelConfig& config = model_.config;
+    const MailboxShape shape = {StageSpec().max_tokens, config.hidden_dim, config.moe.top_k};
+    const std::string name = absl::StrCat("packtrain-test/", getpid(), "/stage/", ++epoch_);
+    server_ = OrDie(MailboxServer::Listen(name, shape, std::chrono::microseconds(50)));
+    thread_ = std::thread([this] { server_->Serve(&backend_).IgnoreError(); });
+    std::vector<ExpertsRouter::Route> routes(1);
+    routes[0].client = OrDie(
+        MailboxClient::Connect(name, shape, {.epoch = epoch_, .timeout = std::chrono::seconds(60)},
+                               std::chrono::steady_clock::now() + std::chrono::seconds(20)));
+    routes[0].layers = {{0, config.num_layers}};
+    router_.SetRoutes(std::move(routes));
+  }
+
+  const TestModel& model_;
+  CpuExperts experts_;
+  Backend backend_{&experts_};
+  uint64_t epoch_ = 0;
+  ExpertsRouter router_;
+  std::unique_ptr<MailboxServer> server_;
+  std::thread thread_;
+};
+
 struct GpuOptions {
   std::vector<int> cuts = {};
   KvCacheType kv_cache = KvCacheType::kF32;
@@ -84,7 +146,7 @@ struct GpuOptions {
 
 class GpuRunner {
  public:
-  GpuRunner(const TestModel& model, const GpuOptions& options) {
+  GpuRunner(const TestModel& model, const GpuOptions& options) : experts_(options.experts) {
     const int pages = 8;
     std::vector<int> cuts = options.cuts;
     cuts.insert(cuts.begin(), 0);
@@ -113,21 +175,25 @@ class GpuRunner {
   }
 
   std::vector<float> Step(std::span<const SlotRows> rows) {
-    Run(rows, nullptr, -1);
+    const absl::Status status = Run(rows, nullptr, -1);
+    CHECK_MSG(status.ok(), status.ToString());
     const std::span<const float> logits = stages_.back()->logits();
     return {logits.begin(), logits.end()};
   }
 
   // The token behind `rows`, which are the sequence's first ids; null: the stage leaves it to us.
   const SequenceOutput* Sample(const SlotRows& rows, const SamplingParams& params, int top) {
-    Run({&rows, 1}, &params, top);
+    const absl::Status status = Run({&rows, 1}, &params, top);
+    CHECK_MSG(status.ok(), status.ToString());
     return stages_.back()->sampled(0);
   }
 
- private:
-  void Run(std::span<const SlotRows> rows, const SamplingParams* sampling, int top_logprobs) {
+  absl::Status Run(std::span<const SlotRows> rows, const SamplingParams* sampling,
+                   int top_logprobs) {
     std::vector<UbatchSequence> sequences;
     Ubatch ubatch;
+    ubatch.step_id = ++step_id_;
+    if (experts_ != nullptr) experts_->BeginStep(step_id_);
     for (const SlotRows& slot : rows) {
       UbatchSequence& sequence = sequences.emplace_back();
       sequence.slot = slot.slot;
@@ -148,13 +214,11 @@ class GpuRunner {
     ubatch.sequences = sequences;
     const Bundle none;
     for (size_t i = 0; i < stages_.size(); ++i) {
-      const absl::Status status =
-          stages_[i]->Run(ubatch, i == 0 ? none : bundles_[i - 1], &bundles_[i]);
-      CHECK_MSG(status.ok(), status.ToString());
+      RETURN_IF_ERROR(stages_[i]->Run(ubatch, i == 0 ? none : bundles_[i - 1], &bundles_[i]));
     }
+    return absl::OkStatus();
   }
 
- public:
   std::vector<float> Prefill(std::span<const TokenId> tokens, int chunk, int slot = 0) {
     std::vector<float> logits;
     for (size_t first = 0; first < tokens.size(); first += static_cast<size_t>(chunk)) {
@@ -169,6 +233,8 @@ class GpuRunner {
   }
 
  private:
+  ExpertsClient* const experts_;
+  uint64_t step_id_ = 0;
   std::vector<std::vector<int32_t>> pages_;
   std::vector<std::unique_ptr<CudaStage>> stages_;
   std::vector<Bundle> bundles_;
@@ -364,6 +430,32 @@ TEST_P(CudaStageTest, ExpertsElsewhereAgree) {
   GpuRunner local(model_, {}), remote(model_, {.experts = &experts});
   const Distance distance = Compare(remote.Prefill(ids, 4), local.Prefill(ids, 4), vocab_);
   EXPECT_LE(distance.median(), IsF32(GetParam()) ? 1e-3F : kQuantisedMedian);
+}
+
+TEST_P(CudaStageTest, ExpertsBehindAMailboxGiveTheBitsOfThoseAskedByTheHost) {
+  const std::vector<TokenId>& ids = golden_.prompts[3].ids;
+  CpuExperts asked(model_);
+  MailboxExperts mailbox(model_);
+  for (int chunk : {1, 8, 21}) {
+    GpuRunner by_host(model_, {.experts = &asked}),
+        by_device(model_, {.experts = mailbox.client()});
+    EXPECT_EQ(by_device.Prefill(ids, chunk), by_host.Prefill(ids, chunk)) << chunk;
+  }
+}
+
+TEST_P(CudaStageTest, AWorkerThatGoesFailsTheStepAndItsReplacementServes) {
+  const std::vector<TokenId>& ids = golden_.prompts[3].ids;
+  MailboxExperts mailbox(model_);
+  GpuRunner runner(model_, {.experts = mailbox.client()});
+  const std::vector<float> wanted = runner.Prefill(ids, 1);
+  const SlotRows step = {.start = static_cast<int>(ids.size()), .tokens = {ids[0]}};
+  for (int round = 0; round < 3; ++round) {
+    mailbox.Stop();
+    const absl::Status failed = runner.Run({&step, 1}, nullptr, -1);
+    EXPECT_EQ(failed.code(), absl::StatusCode::kUnavailable) << failed;
+    mailbox.Reconnect();
+    EXPECT_EQ(runner.Prefill(ids, 1), wanted);
+  }
 }
 
 TEST_P(CudaStageTest, EveryCacheTypeWorks) {

@@ -36,7 +36,7 @@ compile_kernels() {
   flags="-std=c++20 -O3 -fmad=false --expt-relaxed-constexpr -I. -arch=sm_$arch"
   mkdir -p "$build/objects" "$build/tests"
   for source in worker/kernels/cuda/*.cu common/quant/*.cc common/base/check.cc \
-                tests/gpu/{main,random_blocks,weights_test,ops_test,sequence_test,decode_test,bench}.cc; do
+                tests/gpu/{main,random_blocks,weights_test,ops_test,sequence_test,decode_test,mailbox_test,bench}.cc; do
     echo "$source $build/objects/$(echo "$source" | tr / _).o"
   done > "$build/objects/sources"
   xargs -P "$jobs" -L 1 sh -c '
@@ -62,7 +62,8 @@ sanitized="ConvertedActivationsAreWithinHalfAStep EveryTypeDecodesBitForBit
   AttentionOfOddDimensionsRunsInF32 IndexerScoresMatchDoubles
   DeltaNetMatchesDoublesAndAnyCutOfTheTokens GatedNormMatchesDoubles FeedForwardOfPairsIsItsPartsBitForBit
   DeltaNetStepIsItsPartsBitForBit GqaHeadsAreTheirPartsBitForBit MlaHeadsAreTheirPartsBitForBit
-  AttentionPutsItsResultWhereAsked"
+  AttentionPutsItsResultWhereAsked ExpertsAreAskedAndAnsweredInTheStream
+  AClosedMailboxFailsTheStepWhileItWaits ARecordedStepReplaysWithNewWords"
 sanitize() { # tool
   local tool sanitizer
   sanitizer=$(command -v compute-sanitizer || echo /usr/local/cuda/bin/compute-sanitizer)

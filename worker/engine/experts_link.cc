@@ -61,6 +61,11 @@ LinkExpertsClient::LinkExpertsClient(std::unique_ptr<SendLink> requests,
       epoch_(epoch),
       timeout_(timeout) {}
 
+void LinkExpertsClient::BeginStep(uint64_t step_id) {
+  step_ = step_id;
+  used_ = {};
+}
+
 absl::Status LinkExpertsClient::Post(const ExpertsRequest& r) {
   deadline_ = Clock::now() + timeout_;
   tokens_ = r.tokens;
@@ -79,6 +84,9 @@ absl::Status LinkExpertsClient::Post(const ExpertsRequest& r) {
   std::memcpy(ids->data.data(), r.ids, ids->bytes());
   BundleTensor* weights = request_.Shape(kWeights, "weights", ElementType::kF32, rows, top_k);
   std::memcpy(weights->data.data(), r.weights, weights->bytes());
+  ids_.assign(r.ids, r.ids + static_cast<size_t>(r.tokens) * static_cast<size_t>(r.top_k));
+  used_.experts += CountDistinctExperts(&ids_);
+  ++used_.requests;
   return requests_->Send(request_, deadline_);
 }
 

@@ -4,6 +4,7 @@
 
 #include <chrono>
 #include <memory>
+#include <vector>
 
 #include "worker/engine/experts.h"
 #include "worker/transport/transport.h"
@@ -20,9 +21,10 @@ class LinkExpertsClient : public ExpertsClient {
   // `timeout`: from Post to reply.
   LinkExpertsClient(std::unique_ptr<SendLink> requests, std::unique_ptr<ReceiveLink> replies,
                     uint64_t epoch, std::chrono::milliseconds timeout);
-  void BeginStep(uint64_t step_id) override { step_ = step_id; }
+  void BeginStep(uint64_t step_id) override;
   absl::Status Post(const ExpertsRequest& request) override;
   absl::Status Await(float* y) override;
+  ExpertsUse used() const override { return used_; }
   void Close() override;
 
  private:
@@ -35,6 +37,8 @@ class LinkExpertsClient : public ExpertsClient {
   std::chrono::steady_clock::time_point deadline_;
   int tokens_ = 0, hidden_dim_ = 0;
   Bundle request_, reply_;
+  std::vector<int32_t> ids_;  // of the last request
+  ExpertsUse used_;
 };
 
 // The experts worker's end: answers until a link breaks or is closed, and returns why.

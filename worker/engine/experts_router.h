@@ -24,13 +24,17 @@ class ExpertsRouter : public ExpertsClient {
   // UNAVAILABLE for a layer that nobody serves.
   absl::Status Post(const ExpertsRequest& request) override;
   absl::Status Await(float* y) override;
-  std::chrono::nanoseconds waited() const override { return waited_; }
+  std::shared_ptr<DeviceMailbox> device_mailbox(int layer) override;
+  std::chrono::nanoseconds waited() const override;
+  ExpertsUse used() const override;
   void Close() override;
 
  private:
+  ExpertsClient* Find(int layer) const;
+
   std::vector<Route> routes_;
   ExpertsClient* current_ = nullptr;
-  std::chrono::nanoseconds waited_{0};
+  std::chrono::nanoseconds waited_{0};  // in Await
 };
 
 }  // namespace packtrain

@@ -9,6 +9,7 @@
 #include "common/base/status_macros.h"
 #include "worker/device/cuda/cuda_run.h"
 #include "worker/device/cuda/expert_stream.h"
+#include "worker/device/cuda/remote_experts.h"
 
 namespace packtrain {
 namespace {
@@ -23,17 +24,6 @@ cuda::MatVecPart ExpertPart(const DeviceMatrix& w, int rows, int row_stride, flo
           .y_stride = 0,
           .rows = rows};
 }
-
-struct Picks {
-  int32_t* ids = nullptr;    // [rows, top_k]
-  float* weights = nullptr;  // [rows, top_k]
-};
-
-// The expert of every token: y, to be scaled by sigmoid(logit) unless that is null.
-struct SharedExpert {
-  float* y = nullptr;
-  float* logit = nullptr;
-};
 
 void AddShared(CudaRun* run, const SharedExpert& shared, float* y) {
   if (shared.y == nullptr) return;
@@ -52,7 +42,7 @@ bool FusesGateUp(const DeviceFfn& w, int inner_dim) {
 }
 
 // The inner values of each pick on its own.
-void GateUpByPair(CudaRun* run, const DeviceExperts& experts, const Picks& picks,
+void GateUpByPair(CudaRun* run, const DeviceExperts& experts, const DevicePicks& picks,
                   const DeviceActivations& x, const DeviceActivations& inner) {
   const DeviceFfn& w = experts.ffn;
   if (FusesGateUp(w, inner.n)) {
@@ -88,7 +78,7 @@ void GateUpByPair(CudaRun* run, const DeviceExperts& experts, const Picks& picks
 }
 
 // Each pick on its own: few rows, or weights without a faster way. y includes the shared expert.
-void ExpertsByPair(CudaRun* run, const DeviceExperts& experts, const Picks& picks,
+void ExpertsByPair(CudaRun* run, const DeviceExperts& experts, const DevicePicks& picks,
                    const SharedExpert& shared, const DeviceActivations& x, float* y) {
   const int top_k = run->config.moe.top_k, pairs = run->rows * top_k,
             inner_dim = experts.expert_dim;
@@ -200,7 +190,7 @@ void GroupedProduct(CudaRun* run, const DeviceMatrix& w, int rows, int row_strid
 }
 
 // Many rows: sorted by expert, each expert's rows at once.
-void ExpertsByGroup(CudaRun* run, const DeviceExperts& experts, const Picks& picks,
+void ExpertsByGroup(CudaRun* run, const DeviceExperts& experts, const DevicePicks& picks,
                     const DeviceActivations& x, float* y) {
   const int top_k = run->config.moe.top_k, pairs = run->rows * top_k,
             inner_dim = experts.expert_dim;
@@ -227,11 +217,12 @@ void ExpertsByGroup(CudaRun* run, const DeviceExperts& experts, const Picks& pic
 }
 
 // Also the logit of the shared expert, if it has one.
-Picks Route(CudaRun* run, const DeviceLayer& w, const DeviceActivations& x, float** shared_logit) {
+DevicePicks Route(CudaRun* run, const DeviceLayer& w, const DeviceActivations& x,
+                  float** shared_logit) {
   const MoeConfig& moe = run->config.moe;
   float* logits = run->Take<float>(Product(run->rows, moe.num_experts));
-  Picks picks{.ids = run->Take<int32_t>(Product(run->rows, moe.top_k)),
-              .weights = run->Take<float>(Product(run->rows, moe.top_k))};
+  DevicePicks picks{.ids = run->Take<int32_t>(Product(run->rows, moe.top_k)),
+                    .weights = run->Take<float>(Product(run->rows, moe.top_k))};
   if (w.shared_router.empty()) {
     DeviceLinear(run, w.router, x, logits);
   } else {
@@ -254,39 +245,6 @@ Picks Route(CudaRun* run, const DeviceLayer& w, const DeviceActivations& x, floa
   LAUNCH(run, cuda::Router(args, run->stream));
   return picks;
 }
-
-// Sends the layer's work to whoever serves its experts.
-void PostRemote(CudaRun* run, int layer, const Picks& picks, const DeviceActivations& x) {
-  const size_t picked = Product(run->rows, run->config.moe.top_k);
-  LAUNCH(run, cudaMemcpyAsync(run->host_x, x.f32, Product(run->rows, x.n) * sizeof(float),
-                              cudaMemcpyDeviceToHost, run->stream));
-  LAUNCH(run, cudaMemcpyAsync(run->host_ids, picks.ids, picked * sizeof(int32_t),
-                              cudaMemcpyDeviceToHost, run->stream));
-  LAUNCH(run, cudaMemcpyAsync(run->host_weights, picks.weights, picked * sizeof(float),
-                              cudaMemcpyDeviceToHost, run->stream));
-  run->OnHost([run, layer]() -> absl::Status {
-    RETURN_IF_CUDA(cudaStreamSynchronize(run->stream));
-    return run->remote_experts->Post({.layer = layer,
-                                      .tokens = run->rows,
-                                      .hidden_dim = run->config.hidden_dim,
-                                      .top_k = run->config.moe.top_k,
-                                      .x = run->host_x,
-                                      .ids = run->host_ids,
-                                      .weights = run->host_weights});
-  });
-}
-
-void AwaitRemote(CudaRun* run, float* y) {
-  run->OnHost([run] { return run->remote_experts->Await(run->host_y); });
-  if (!run->status.ok()) return;
-  LAUNCH(run,
-         cudaMemcpyAsync(y, run->host_y, Product(run->rows, run->config.hidden_dim) * sizeof(float),
-                         cudaMemcpyHostToDevice, run->stream));
-}
-
-}  // namespace
-
-namespace {
 
 // Its scratch memory stays taken.
 void Dense(CudaRun* run, const DeviceFfn& w, const DeviceActivations& x, float* y) {
@@ -318,7 +276,7 @@ float* SharedExpertOutput(CudaRun* run, const DeviceLayer& w, const DeviceActiva
 }
 
 // Experts that are on this device or are streamed to it.
-void OwnExperts(CudaRun* run, const DeviceExperts& experts, const Picks& picks,
+void OwnExperts(CudaRun* run, const DeviceExperts& experts, const DevicePicks& picks,
                 const SharedExpert& shared, const DeviceActivations& x, float* y) {
   const DeviceFfn& ffn = experts.ffn;
   const auto f32 = [](const DeviceMatrix& m) { return m.kernels->type == TensorType::kF32; };
@@ -349,14 +307,15 @@ void DeviceMoe(CudaRun* run, int layer, const DeviceLayer& w, const DeviceActiva
     run->BeginBranch();
     shared.y = SharedExpertOutput(run, w, x);
     run->EndBranch();
-    const Picks picks = Route(run, w, x, &shared.logit);
+    const DevicePicks picks = Route(run, w, x, &shared.logit);
     OwnExperts(run, *experts, picks, shared, x, y);
   } else {
-    // The shared expert, while others work on the routed ones.
-    PostRemote(run, layer, Route(run, w, x, &shared.logit), x);
-    shared.y = SharedExpertOutput(run, w, x);
-    AwaitRemote(run, y);
-    AddShared(run, shared, y);
+    const DevicePicks picks = Route(run, w, x, &shared.logit);
+    const auto beside = [&] {
+      shared.y = SharedExpertOutput(run, w, x);
+      return shared;
+    };
+    run->remote_experts->Enqueue(run, layer, picks, x, beside, y);
   }
 }
 

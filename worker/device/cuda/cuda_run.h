@@ -15,8 +15,8 @@
 #include "worker/device/cuda/cuda_memory.h"
 #include "worker/device/cuda/cuda_recording.h"
 #include "worker/device/cuda/cuda_weights.h"
-#include "worker/engine/experts.h"
 #include "worker/kernels/cuda/kernels.h"
+#include "worker/kernels/cuda/mailbox.h"
 
 struct CUevent_st;
 
@@ -53,10 +53,12 @@ struct DeviceActivations {
 
 // The ubatch in device memory: one array behind the other, uploaded at once.
 struct DeviceBatch {
+  cuda::MailboxStep* mailbox_step = nullptr;
   int32_t* positions = nullptr;     // [rows]
   int32_t* table_offset = nullptr;  // [rows]
   int32_t* row_offset = nullptr;    // [sequences + 1]
   int32_t* slots = nullptr;         // [sequences]
+  uint8_t* embedded = nullptr;      // [rows] of the embedding table as stored
   int32_t* page_tables = nullptr;   // of the sequences, one behind the other
 };
 
@@ -67,6 +69,7 @@ struct RowRange {
 };
 
 class ExpertStream;
+class RemoteExperts;
 
 struct CudaRun {
   explicit CudaRun(const ModelConfig& model) : config(model) {}
@@ -74,7 +77,7 @@ struct CudaRun {
   const ModelConfig& config;
   cuda::Stream stream = nullptr;
   cuda::KvType kv_type = cuda::KvType::kF16;
-  ExpertsClient* remote_experts = nullptr;
+  RemoteExperts* remote_experts = nullptr;
   ExpertStream* expert_stream = nullptr;
   bool streaming = false;  // this ubatch computes the streamed layers here
 
@@ -89,12 +92,6 @@ struct CudaRun {
   bool sparse() const { return config.indexer.top_k > 0 && max_position >= config.indexer.top_k; }
   bool decode() const { return rows <= kDecodeRows; }
   cuda::KvRows at() const { return {batch.page_tables, batch.table_offset, batch.positions, rows}; }
-
-  // Page-locked, for the experts seam: x and y [rows, hidden_dim], ids and weights [rows, top_k].
-  float* host_x = nullptr;
-  float* host_y = nullptr;
-  int32_t* host_ids = nullptr;
-  float* host_weights = nullptr;
 
   // Scratch, by stack: what a scope takes is given back at its end.
   bool measuring = false;

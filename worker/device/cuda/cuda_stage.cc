@@ -34,9 +34,14 @@ size_t PagesOf(int positions) {
 
 CudaStage::CudaStage(const ModelConfig& config, const StageSpec& spec,
                      const CudaStageOptions& options)
-    : config_(config), spec_(spec), options_(options), run_(config), expert_stream_(config) {
+    : config_(config),
+      spec_(spec),
+      options_(options),
+      run_(config),
+      expert_stream_(config),
+      remote_experts_(options.experts, config, spec.max_tokens) {
   run_.kv_type = static_cast<cuda::KvType>(spec.kv_cache);
-  run_.remote_experts = options.experts;
+  run_.remote_experts = &remote_experts_;
 }
 
 CudaStage::~CudaStage() {
@@ -122,10 +127,6 @@ absl::Status CudaStage::Open(const ModelTensors& tensors, const WeightSource& so
   RETURN_IF_ERROR(buffers_.Allocate("buffers", false));
   RETURN_IF_CUDA(cudaMemset(
       run_.arrived, 0, Product(kDecodeRows, config_.delta_net.num_key_heads) * sizeof(int32_t)));
-  run_.batch.table_offset = run_.batch.positions + spec_.max_tokens;
-  run_.batch.row_offset = run_.batch.table_offset + spec_.max_tokens;
-  run_.batch.slots = run_.batch.row_offset + spec_.num_slots + 1;
-  run_.batch.page_tables = run_.batch.slots + spec_.num_slots;
   RETURN_IF_ERROR(AllocateHost());
   if (run_.expert_stream != nullptr) RETURN_IF_ERROR(expert_stream_.Open());
   return uploader.Upload(&weights_, options_.progress);
@@ -143,10 +144,14 @@ absl::Status CudaStage::Bind(const ModelTensors& tensors, const WeightSource& so
     if (!moe) continue;
     if (layer >= spec_.resident_first && layer < spec_.resident_last) {
       uploader->Add(binder.Experts(layer), &target->experts);
-    } else if (run_.remote_experts == nullptr) {
+      continue;
+    }
+    if (!remote_experts_.has_client()) {
       return absl::FailedPreconditionError(
           absl::StrFormat("nobody serves the experts of layer %d", layer));
-    } else if (spec_.max_tokens >= StreamedExpertsRows(config_.moe)) {
+    }
+    remote_experts_.Add(layer);
+    if (spec_.max_tokens >= StreamedExpertsRows(config_.moe)) {
       RETURN_IF_ERROR(BindStreamed(layer, tensors, *types));
     }
   }
@@ -218,14 +223,12 @@ void CudaStage::PlanBuffers() {
                                                           static_cast<size_t>(spec_.num_pages)));
   buffers_.Add(&hidden_, Product(rows, config_.hidden_dim));
   buffers_.Add(&layer_out_, Product(rows, config_.hidden_dim));
-  buffers_.Add(&run_.batch.positions,
-               static_cast<size_t>(2 * rows + 2 * spec_.num_slots + 1 + num_tables_));
+  buffers_.Add(&batch_, BatchBytes());
   buffers_.Add(&run_.cos_sin, Product(rows, config_.rope.dims));
   buffers_.Add(&frequencies_, static_cast<size_t>(config_.rope.dims / 2));
   buffers_.Add(&run_.selection, Product(rows, config_.indexer.top_k));
   buffers_.Add(&copies_, 2 * kMaxPageCopies);
   buffers_.Add(&run_.arrived, Product(kDecodeRows, config_.delta_net.num_key_heads));
-  if (spec_.embeds) buffers_.Add(&embedded_, static_cast<size_t>(rows) * embedding_.row_bytes());
   if (spec_.has_head) {
     buffers_.Add(&device_logits_, Product(kDecodeRows, config_.vocab_size));
     sampler_.Plan(&buffers_, config_.vocab_size);
@@ -259,22 +262,9 @@ size_t CudaStage::MeasureScratch() {
 
 absl::Status CudaStage::AllocateHost() {
   const int rows = spec_.max_tokens;
-  const size_t hidden = Product(rows, config_.hidden_dim) * sizeof(float);
-  size_t batch = sizeof(int32_t) *
-                     (Product(rows, 2 + config_.indexer.top_k) + static_cast<size_t>(num_tables_) +
-                      2 * static_cast<size_t>(spec_.num_slots) + 1 + 2 * kMaxPageCopies) +
-                 hidden;
-  if (spec_.embeds) batch += static_cast<size_t>(rows) * embedding_.row_bytes();
-  ASSIGN_OR_RETURN(staging_, PinnedMemory::Allocate(batch + 16 * 64));
-  if (run_.remote_experts != nullptr) {
-    const size_t picks = Product(rows, config_.moe.top_k);
-    ASSIGN_OR_RETURN(experts_host_, PinnedMemory::Allocate(2 * hidden + picks * 8 + 256));
-    std::byte* at = experts_host_->data();
-    run_.host_x = reinterpret_cast<float*>(at);
-    run_.host_y = reinterpret_cast<float*>(at + hidden);
-    run_.host_ids = reinterpret_cast<int32_t*>(at + 2 * hidden);
-    run_.host_weights = reinterpret_cast<float*>(at + 2 * hidden + picks * 4);
-  }
+  const size_t bundle = Product(rows, config_.hidden_dim + config_.indexer.top_k) * 4;
+  const size_t copies = 2 * kMaxPageCopies * sizeof(int32_t);
+  ASSIGN_OR_RETURN(staging_, PinnedMemory::Allocate(BatchBytes() + bundle + copies + 2 * 64));
   if (spec_.has_head) {
     ASSIGN_OR_RETURN(logits_host_, PinnedMemory::Allocate(Product(kDecodeRows, config_.vocab_size) *
                                                           sizeof(float)));
@@ -313,58 +303,68 @@ absl::Status CudaStage::Check(const Ubatch& ubatch, const Bundle& in) const {
   return CheckBundleTensor(in, kSelection, ElementType::kI32, ubatch.rows, config_.indexer.top_k);
 }
 
+size_t CudaStage::BatchBytes() const { return PlaceBatch(nullptr, spec_.max_tokens).second; }
+
+std::pair<DeviceBatch, size_t> CudaStage::PlaceBatch(std::byte* base, int rows) const {
+  size_t used = 0;
+  const auto take = [&](auto** array, size_t count) {
+    *array = reinterpret_cast<std::remove_reference_t<decltype(*array)>>(
+        reinterpret_cast<uintptr_t>(base) + used);
+    used += (count * sizeof(**array) + 63) / 64 * 64;
+  };
+  DeviceBatch batch;
+  const auto n = static_cast<size_t>(rows), slots = static_cast<size_t>(spec_.num_slots);
+  take(&batch.mailbox_step, 1);
+  take(&batch.positions, n);
+  take(&batch.table_offset, n);
+  take(&batch.row_offset, slots + 1);
+  take(&batch.slots, slots);
+  take(&batch.embedded, spec_.embeds ? n * embedding_.row_bytes() : 0);
+  take(&batch.page_tables, static_cast<size_t>(num_tables_));
+  return {batch, used};
+}
+
 void CudaStage::UploadBatch(const Ubatch& ubatch) {
-  // The layout of DeviceBatch.
-  auto* const positions = reinterpret_cast<int32_t*>(staging_->data());
-  int32_t* const table_offset = positions + spec_.max_tokens;
-  int32_t* const row_offset = table_offset + spec_.max_tokens;
-  int32_t* const slots = row_offset + spec_.num_slots + 1;
-  int32_t* const tables = slots + spec_.num_slots;
-  int32_t* table = tables;
+  // In the same places of both memories; those of a decode step depend on its rows alone.
+  run_.batch = PlaceBatch(batch_, ubatch.rows).first;
+  const DeviceBatch host = PlaceBatch(staging_->data(), ubatch.rows).first;
+  int32_t* table = host.page_tables;
+  uint8_t* embedded = host.embedded;
   int32_t row = 0;
   run_.sequences.clear();
   run_.rows = ubatch.rows;
   run_.streaming = Streams(ubatch.rows);
   if (run_.streaming) expert_stream_.Begin(&run_);
+  *host.mailbox_step = remote_experts_.BeginStep(run_, ubatch.step_id);
   run_.max_position = 0;
   for (const UbatchSequence& sequence : ubatch.sequences) {
-    const auto offset = static_cast<int32_t>(table - tables);
+    const auto offset = static_cast<int32_t>(table - host.page_tables);
     const int32_t end = sequence.start + sequence.rows;
     table = std::copy_n(sequence.pages.begin(), PagesOf(end), table);
-    row_offset[run_.sequences.size()] = row;
-    slots[run_.sequences.size()] = sequence.slot;
+    host.row_offset[run_.sequences.size()] = row;
+    host.slots[run_.sequences.size()] = sequence.slot;
     run_.sequences.push_back({.first = row, .rows = sequence.rows});
     for (int32_t i = 0; i < sequence.rows; ++i, ++row) {
-      positions[row] = sequence.start + i;
-      table_offset[row] = offset;
+      host.positions[row] = sequence.start + i;
+      host.table_offset[row] = offset;
+      if (!spec_.embeds) continue;
+      const auto token = static_cast<size_t>(sequence.tokens[static_cast<size_t>(i)]);
+      std::memcpy(embedded, embedding_.Rows(token, 1).data, embedding_.row_bytes());
+      embedded += embedding_.row_bytes();
     }
     run_.max_position = std::max(run_.max_position, end - 1);
   }
-  row_offset[run_.sequences.size()] = row;
-  const size_t batch_bytes = static_cast<size_t>(table - positions) * sizeof(int32_t);
-  LAUNCH(&run_, cudaMemcpyAsync(run_.batch.positions, positions, batch_bytes,
-                                cudaMemcpyHostToDevice, run_.stream));
+  host.row_offset[run_.sequences.size()] = row;
+  const auto* const begin = reinterpret_cast<const std::byte*>(host.mailbox_step);
+  LAUNCH(&run_,
+         cudaMemcpyAsync(batch_, begin,
+                         static_cast<size_t>(reinterpret_cast<const std::byte*>(table) - begin),
+                         cudaMemcpyHostToDevice, run_.stream));
   // Powers of two in decode steps, so that few shapes come.
   const auto most = PagesOf(std::min(config_.context_length, spec_.num_pages * kPagePositions));
   const size_t pages = PagesOf(run_.max_position + 1);
   run_.columns = static_cast<int>(run_.decode() ? std::min(std::bit_ceil(pages), most) : pages) *
                  kPagePositions;
-  LAUNCH(&run_, cuda::RopeTable(run_.batch.positions, frequencies_, 1.0F, run_.rows,
-                                config_.rope.dims / 2, run_.cos_sin, run_.stream));
-  if (!spec_.embeds) return;
-  std::byte* const rows = staging_->data() + (batch_bytes + 63) / 64 * 64;
-  std::byte* to = rows;
-  for (const UbatchSequence& sequence : ubatch.sequences) {
-    for (TokenId token : sequence.tokens) {
-      std::memcpy(to, embedding_.Rows(static_cast<size_t>(token), 1).data, embedding_.row_bytes());
-      to += embedding_.row_bytes();
-    }
-  }
-  LAUNCH(&run_, cudaMemcpyAsync(embedded_, rows, static_cast<size_t>(to - rows),
-                                cudaMemcpyHostToDevice, run_.stream));
-  const cuda::WeightKernels* kernels = cuda::FindWeightKernels(embedding_.type);
-  LAUNCH(&run_, kernels->decode_f32(embedded_, static_cast<size_t>(row) * embedding_.cols, nullptr,
-                                    0, hidden_, run_.stream));
 }
 
 void CudaStage::CopyState(int slot, int snapshot, bool save) {
@@ -460,6 +460,14 @@ absl::Status CudaStage::ReadBundle(const Ubatch& ubatch, const Bundle& in) {
 
 void CudaStage::RunLayers() {
   const ScratchScope scope(&run_);
+  LAUNCH(&run_, cuda::RopeTable(run_.batch.positions, frequencies_, 1.0F, run_.rows,
+                                config_.rope.dims / 2, run_.cos_sin, run_.stream));
+  if (spec_.embeds) {
+    LAUNCH(&run_,
+           cuda::FindWeightKernels(embedding_.type)
+               ->decode_f32(run_.batch.embedded, static_cast<size_t>(run_.rows) * embedding_.cols,
+                            nullptr, 0, hidden_, run_.stream));
+  }
   const DeviceActivations normed = run_.TakeActivations(run_.rows, config_.hidden_dim);
   const float* delta = nullptr;  // what the part before adds to the residual
   const auto norm = [&](const float* weight) {
@@ -523,6 +531,12 @@ void CudaStage::RunDecodeStep() {
     found->second = std::move(recording);
   }
   run_.status.Update(found->second->Replay(run_.stream));
+  remote_experts_.NoteReplay();
+}
+
+void CudaStage::Finish() {
+  run_.status.Update(remote_experts_.Synchronize(run_.stream));
+  run_.status.Update(remote_experts_.EndStep());
 }
 
 void CudaStage::ComputeLogits(std::span<const int> rows) {
@@ -553,12 +567,15 @@ absl::Status CudaStage::RunHead(const Ubatch& ubatch) {
   }
   logits_view_ = {};
   sampler_.Clear();
-  if (wanted.empty()) return run_.status;
+  if (wanted.empty()) {
+    Finish();
+    return run_.status;
+  }
   bool computed = false;
   if (sampler_.Takes(ubatch)) {
     ComputeLogits(wanted);
     sampler_.Enqueue(&run_, ubatch, device_logits_);
-    LAUNCH(&run_, cudaStreamSynchronize(run_.stream));
+    Finish();
     if (!run_.status.ok() || sampler_.Finish(ubatch)) return run_.status;
     computed = true;
   }
@@ -575,7 +592,7 @@ absl::Status CudaStage::RunHead(const Ubatch& ubatch) {
     const size_t bytes = count * vocab * sizeof(float);
     LAUNCH(&run_,
            cudaMemcpyAsync(host, device_logits_, bytes, cudaMemcpyDeviceToHost, run_.stream));
-    LAUNCH(&run_, cudaStreamSynchronize(run_.stream));
+    Finish();
     if (collect) std::memcpy(logits_.data() + first * vocab, host, bytes);
   }
   return run_.status;
@@ -598,7 +615,7 @@ absl::Status CudaStage::WriteBundle(const Ubatch& ubatch, Bundle* out) {
     LAUNCH(&run_, cudaMemcpyAsync(chosen_pinned, run_.selection, chosen_bytes,
                                   cudaMemcpyDeviceToHost, run_.stream));
   }
-  LAUNCH(&run_, cudaStreamSynchronize(run_.stream));
+  Finish();
   RETURN_IF_ERROR(run_.status);
   out->tensors.resize(crosses ? 2 : 1);
   if (on_device) {
@@ -631,22 +648,25 @@ absl::Status CudaStage::Run(const Ubatch& ubatch, const Bundle& in, Bundle* out)
   RETURN_IF_CUDA(cudaSetDevice(options_.device));
   run_.status = absl::OkStatus();
   run_.scratch_used = 0;
+  ASSIGN_OR_RETURN(const bool other_mailboxes, remote_experts_.Follow());
+  if (other_mailboxes) recordings_.clear();
   PrepareState(ubatch);
   UploadBatch(ubatch);
-  if (!spec_.embeds) RETURN_IF_ERROR(ReadBundle(ubatch, in));
-  if (run_.decode()) {
-    RunDecodeStep();
-  } else {
-    RunLayers();
+  absl::Status status = spec_.embeds ? absl::OkStatus() : ReadBundle(ubatch, in);
+  if (status.ok()) {
+    if (run_.decode()) {
+      RunDecodeStep();
+    } else {
+      RunLayers();
+    }
+    for (const UbatchSequence& sequence : ubatch.sequences) {
+      if (sequence.save_snapshot >= 0) CopyState(sequence.slot, sequence.save_snapshot, true);
+    }
+    status = spec_.has_head ? RunHead(ubatch) : WriteBundle(ubatch, out);
   }
-  for (const UbatchSequence& sequence : ubatch.sequences) {
-    if (sequence.save_snapshot >= 0) CopyState(sequence.slot, sequence.save_snapshot, true);
-  }
-  const absl::Status status = spec_.has_head ? RunHead(ubatch) : WriteBundle(ubatch, out);
   // Nothing of this ubatch may still run when the next one uses its buffers.
-  const absl::Status finished =
-      CudaStatus(cudaStreamSynchronize(run_.stream), "the end of a ubatch");
-  return status.ok() ? finished : status;
+  if (!status.ok()) Finish();
+  return status;
 }
 
 }  // namespace packtrain

@@ -17,6 +17,7 @@
 #include "worker/device/cuda/cuda_sampler.h"
 #include "worker/device/cuda/cuda_weights.h"
 #include "worker/device/cuda/expert_stream.h"
+#include "worker/device/cuda/remote_experts.h"
 #include "worker/device/cuda_plugin.h"
 #include "worker/engine/stage.h"
 
@@ -61,6 +62,9 @@ class CudaStage : public Stage {
   absl::Status AllocateHost();
 
   absl::Status Check(const Ubatch& ubatch, const Bundle& in) const;
+  // Where the arrays of a ubatch of so many rows stand behind `base`, and their bytes.
+  std::pair<DeviceBatch, size_t> PlaceBatch(std::byte* base, int rows) const;
+  size_t BatchBytes() const;
   void UploadBatch(const Ubatch& ubatch);
   void PrepareState(const Ubatch& ubatch);
   // Slot := snapshot, or the other way; snapshot -1: := 0.
@@ -75,6 +79,8 @@ class CudaStage : public Stage {
   // device_logits_ := those of up to kDecodeRows rows.
   void ComputeLogits(std::span<const int> rows);
   absl::Status WriteBundle(const Ubatch& ubatch, Bundle* out);
+  // Waits for what has been enqueued; then run_.status tells whether its results are valid.
+  void Finish();
   bool Streams(int rows) const;
   bool SelectionCrosses(int layer) const;
 
@@ -91,6 +97,7 @@ class CudaStage : public Stage {
 
   CudaRun run_;
   ExpertStream expert_stream_;
+  RemoteExperts remote_experts_;
   CudaSampler sampler_;
   int num_tables_ = 0;  // page table entries that a ubatch may bring
 
@@ -104,11 +111,11 @@ class CudaStage : public Stage {
 
   float* hidden_ = nullptr;
   float* layer_out_ = nullptr;
-  uint8_t* embedded_ = nullptr;  // rows of the table as stored
+  std::byte* batch_ = nullptr;  // what run_.batch points into
   double* frequencies_ = nullptr;
   int32_t* copies_ = nullptr;  // page copies: from, then to
   float* device_logits_ = nullptr;
-  std::unique_ptr<PinnedMemory> staging_, experts_host_, logits_host_;
+  std::unique_ptr<PinnedMemory> staging_, logits_host_;
   std::vector<float> logits_;
   std::span<const float> logits_view_;
   std::map<StepShape, std::unique_ptr<CudaRecording>> recordings_;  // null: came once

@@ -43,14 +43,15 @@ class SpinPredictor {
   int next_pause_ = 0;                    // after the next spin in vain
 };
 
+inline constexpr std::chrono::nanoseconds kSharedSlice = std::chrono::milliseconds(20);
+
 // Waits until `ready()` is true: spins as the predictor says, offering the core to others all the
-// time, then sleeps in slices; `alive()` is asked once per slice. False if `deadline` passed or
-// `alive()` said no.
-template <typename Ready, typename Alive>
+// time, then sleeps in slices of `slice()`; `alive()` is asked once per slice. False if `deadline`
+// passed or `alive()` said no.
+template <typename Ready, typename Alive, typename Slice>
 bool WaitShared(SharedEvent* event, SpinPredictor* spin,
                 std::chrono::steady_clock::time_point deadline, const Ready& ready,
-                const Alive& alive) {
-  constexpr std::chrono::milliseconds kSlice(20);
+                const Alive& alive, const Slice& slice) {
   if (ready()) return true;
   const auto begin = std::chrono::steady_clock::now();
   if (spin->limit().count() > 0) {
@@ -78,11 +79,18 @@ bool WaitShared(SharedEvent* event, SpinPredictor* spin,
       result = ready();
       break;
     }
-    FutexWait(event->sequence, sequence, std::min<std::chrono::nanoseconds>(left, kSlice));
+    FutexWait(event->sequence, sequence, std::min<std::chrono::nanoseconds>(left, slice()));
   }
   event->sleepers.fetch_sub(1, std::memory_order_relaxed);
   spin->Observe(std::chrono::steady_clock::now() - begin);
   return result;
+}
+
+template <typename Ready, typename Alive>
+bool WaitShared(SharedEvent* event, SpinPredictor* spin,
+                std::chrono::steady_clock::time_point deadline, const Ready& ready,
+                const Alive& alive) {
+  return WaitShared(event, spin, deadline, ready, alive, [] { return kSharedSlice; });
 }
 
 }  // namespace packtrain

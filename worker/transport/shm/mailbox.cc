@@ -1,7 +1,10 @@
 #include "worker/transport/shm/mailbox.h"
 
+#include <sys/prctl.h>
+
 #include <algorithm>
 #include <atomic>
+#include <cstddef>
 #include <cstring>
 #include <new>
 #include <string>
@@ -23,11 +26,13 @@ struct MailboxHeader {
   alignas(64) std::atomic<uint64_t> request;  // written by the client after the request's data
   SharedEvent request_event;
   uint32_t layer, tokens, top_k;
+  std::atomic<uint32_t> in_step;  // a device's: requests come without a call of request_event
 
   alignas(64) std::atomic<uint64_t> reply;  // the request's word, written after the reply's data
   SharedEvent reply_event;
   uint32_t code;
   char message[160];
+  std::atomic<uint64_t> experts, requests;  // answered so far, as in ExpertsUse
 };
 
 namespace {
@@ -36,6 +41,8 @@ using Clock = std::chrono::steady_clock;
 
 constexpr uint64_t kMagic = 0x31584f424c4d5450;
 constexpr size_t kHeaderBytes = 4096;
+// How often a server that sleeps looks for what a device has posted.
+constexpr std::chrono::nanoseconds kLook = std::chrono::microseconds(50);
 static_assert(sizeof(MailboxHeader) <= kHeaderBytes);
 
 size_t Align(size_t bytes) { return (bytes + 63) & ~size_t{63}; }
@@ -61,15 +68,87 @@ T* At(const SharedRegion& region, size_t offset) {
 }
 
 uint64_t SequenceWord(uint64_t epoch, uint64_t step, uint64_t layer, uint64_t piece) {
-  return (epoch & 0xffff) << 48 | (step & 0xffffff) << 24 | (layer & 0xfff) << 12 | (piece & 0xfff);
+  return (epoch & 0xffff) << 48 | DeviceMailbox::StepBits(step) | (layer & 0xfff) << 12 |
+         (piece & 0xfff);
+}
+
+absl::Status WorkerGone() { return absl::UnavailableError("the experts worker is gone"); }
+
+absl::Status NoAnswer(int layer, std::chrono::milliseconds timeout) {
+  return absl::DeadlineExceededError(absl::StrFormat(
+      "the experts worker did not answer layer %d within %d ms", layer, timeout.count()));
+}
+
+// What a reply with a code says.
+absl::Status ReplyStatus(const MailboxHeader& header, uint32_t code) {
+  const size_t length = strnlen(header.message, sizeof header.message);
+  return StatusFromWire(code, std::string(header.message, length));
+}
+
+ExpertsUse Use(const MailboxHeader& header) {
+  return {header.experts.load(std::memory_order_relaxed),
+          header.requests.load(std::memory_order_relaxed)};
 }
 
 }  // namespace
+
+class MailboxClient::Device : public DeviceMailbox {
+ public:
+  Device(std::shared_ptr<SharedRegion> region, const MailboxShape& shape, const Options& options)
+      : region_(std::move(region)), header_(At<MailboxHeader>(*region_, 0)), options_(options) {
+    const packtrain::Layout arrays(shape);
+    layout_ = {.memory = region_->data(),
+               .bytes = region_->size(),
+               .max_tokens = shape.max_tokens,
+               .request = offsetof(MailboxHeader, request),
+               .call = offsetof(MailboxHeader, layer),
+               .reply = offsetof(MailboxHeader, reply),
+               .code = offsetof(MailboxHeader, code),
+               .closed = offsetof(MailboxHeader, closed),
+               .x = arrays.x,
+               .ids = arrays.ids,
+               .weights = arrays.weights,
+               .y = arrays.y};
+  }
+
+  const DeviceMailbox::Layout& layout() const override { return layout_; }
+  uint64_t Word(int layer) const override {
+    return SequenceWord(options_.epoch, 0, static_cast<uint64_t>(layer), 1);
+  }
+  std::chrono::nanoseconds timeout() const override { return options_.timeout; }
+
+  void BeginStep() override {
+    header_->in_step.store(1, std::memory_order_release);
+    header_->request_event.Notify();
+  }
+  void EndStep(std::chrono::nanoseconds waited) override {
+    waited_ = waited;
+    header_->in_step.store(0, std::memory_order_release);
+  }
+  void CheckServer() override {
+    if (!region_->PeerAlive()) header_->closed.store(1);
+  }
+
+  absl::Status TimedOut(int layer) const override { return NoAnswer(layer, options_.timeout); }
+  absl::Status Gone() const override { return WorkerGone(); }
+  absl::Status Refused(uint32_t code) const override { return ReplyStatus(*header_, code); }
+
+  void ForgetWait() { waited_ = {}; }
+  std::chrono::nanoseconds waited() const { return waited_; }
+
+ private:
+  const std::shared_ptr<SharedRegion> region_;
+  MailboxHeader* const header_;
+  const Options options_;
+  DeviceMailbox::Layout layout_;
+  std::chrono::nanoseconds waited_{0};
+};
 
 MailboxClient::MailboxClient(std::unique_ptr<SharedRegion> region, const MailboxShape& shape,
                              const Options& options)
     : region_(std::move(region)),
       header_(At<MailboxHeader>(*region_, 0)),
+      device_(std::make_shared<Device>(region_, shape, options)),
       shape_(shape),
       options_(options),
       spin_(options.spin) {}
@@ -94,6 +173,17 @@ MailboxClient::~MailboxClient() { Close(); }
 void MailboxClient::BeginStep(uint64_t step_id) {
   step_ = step_id;
   piece_ = 0;
+  device_->ForgetWait();
+  used_before_ = Use(*header_);
+}
+
+std::shared_ptr<DeviceMailbox> MailboxClient::device_mailbox(int) { return device_; }
+
+std::chrono::nanoseconds MailboxClient::waited() const { return device_->waited(); }
+
+ExpertsUse MailboxClient::used() const {
+  const ExpertsUse now = Use(*header_);
+  return {now.experts - used_before_.experts, now.requests - used_before_.requests};
 }
 
 absl::Status MailboxClient::Post(const ExpertsRequest& request) {
@@ -131,17 +221,10 @@ absl::Status MailboxClient::Await(float* y) {
   const auto alive = [this] { return region_->PeerAlive(); };
   WaitShared(&header_->reply_event, &spin_, deadline_, ready, alive);
   if (!answered()) {
-    if (header_->closed.load() != 0 || !alive()) {
-      return absl::UnavailableError("the experts worker is gone");
-    }
-    return absl::DeadlineExceededError(
-        absl::StrFormat("the experts worker did not answer layer %d within %d ms", header_->layer,
-                        options_.timeout.count()));
+    if (header_->closed.load() != 0 || !alive()) return WorkerGone();
+    return NoAnswer(static_cast<int>(header_->layer), options_.timeout);
   }
-  if (header_->code != 0) {
-    const size_t length = strnlen(header_->message, sizeof header_->message);
-    return StatusFromWire(header_->code, std::string(header_->message, length));
-  }
+  if (header_->code != 0) return ReplyStatus(*header_, header_->code);
   std::memcpy(y, region_->data() + Layout(shape_).y, reply_values_ * sizeof(float));
   return absl::OkStatus();
 }
@@ -160,25 +243,45 @@ class MailboxServer::Impl {
 
   absl::Status Serve(ExpertsBackend* backend) {
     RETURN_IF_ERROR(Accept());
-    uint64_t served = header_->request.load(std::memory_order_acquire);
-    if (served != 0) RETURN_IF_ERROR(Answer(served, backend));
-    while (true) {
-      const auto ready = [&] {
-        return header_->request.load(std::memory_order_acquire) != served || closed();
-      };
-      const bool called = WaitShared(&header_->request_event, &spin_, Clock::time_point::max(),
-                                     ready, [this] { return region_->PeerAlive(); });
-      if (stop_) return absl::CancelledError("the server was closed");
-      if (!called || closed()) return absl::UnavailableError("the stage is gone");
-      served = header_->request.load(std::memory_order_acquire);
-      RETURN_IF_ERROR(Answer(served, backend));
-    }
+    prctl(PR_SET_TIMERSLACK, 1UL);  // of this thread: short sleeps stay short
+    const absl::Status status = AnswerAll(backend);
+    header_->closed.store(1);
+    header_->reply_event.Notify();
+    return status;
   }
 
   void Close() { stop_ = true; }
 
  private:
   bool closed() const { return stop_ || header_->closed.load(std::memory_order_relaxed) != 0; }
+  bool in_step() const { return header_->in_step.load(std::memory_order_acquire) != 0; }
+
+  absl::Status AnswerAll(ExpertsBackend* backend) {
+    uint64_t served = 0;
+    while (true) {
+      const bool began = in_step();
+      const auto ready = [&] {
+        return header_->request.load(std::memory_order_acquire) != served || closed() ||
+               in_step() != began;
+      };
+      const bool called = WaitShared(
+          &header_->request_event, WaitsForStep(began) ? &asleep_ : &spin_,
+          Clock::time_point::max(), ready, [this] { return region_->PeerAlive(); },
+          [this] { return in_step() ? kLook : kSharedSlice; });
+      if (stop_) return absl::CancelledError("the server was closed");
+      if (!called || closed()) return absl::UnavailableError("the stage is gone");
+      const uint64_t request = header_->request.load(std::memory_order_acquire);
+      if (request == served) continue;
+      served = request;
+      RETURN_IF_ERROR(Answer(served, backend));
+    }
+  }
+
+  // A device's next step wakes us: spinning would not be for a request.
+  bool WaitsForStep(bool in_step) {
+    serves_device_ = serves_device_ || in_step;
+    return serves_device_ && !in_step;
+  }
 
   absl::Status Accept() {
     constexpr std::chrono::milliseconds kSlice(20);
@@ -227,6 +330,8 @@ class MailboxServer::Impl {
     header_->code = WireCode(status);
     const size_t length = status.message().copy(header_->message, sizeof header_->message - 1);
     header_->message[length] = '\0';
+    header_->experts.fetch_add(CountDistinctExperts(&ids_), std::memory_order_relaxed);
+    header_->requests.fetch_add(1, std::memory_order_relaxed);
     header_->reply.store(sequence, std::memory_order_release);
     header_->reply_event.Notify();
     return absl::OkStatus();
@@ -235,6 +340,8 @@ class MailboxServer::Impl {
   std::unique_ptr<RegionListener> listener_;
   const MailboxShape shape_;
   SpinPredictor spin_;
+  SpinPredictor asleep_{std::chrono::nanoseconds(0)};
+  bool serves_device_ = false;
   std::unique_ptr<SharedRegion> region_;
   MailboxHeader* header_ = nullptr;
   std::vector<int32_t> ids_;

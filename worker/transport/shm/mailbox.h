@@ -2,8 +2,8 @@
 
 // The mailbox between a stage and an experts worker of one host: one request at a time in shared
 // memory, announced by a sequence word made of (epoch, step, layer, piece) that is published after
-// the data with release and read with acquire, so nothing stale can match. The stage's side can be
-// a GPU; here it is a thread.
+// the data with release and read with acquire, so nothing stale can match. The stage's side is a
+// thread, or a device by itself (DeviceMailbox).
 //
 // A request past its deadline is given up; its late reply carries an old word and matches nothing.
 // The server trusts nothing that the mailbox says: sizes are checked, ids are copied before use.
@@ -45,14 +45,20 @@ class MailboxClient : public ExpertsClient {
   void BeginStep(uint64_t step_id) override;
   absl::Status Post(const ExpertsRequest& request) override;
   absl::Status Await(float* y) override;
+  std::shared_ptr<DeviceMailbox> device_mailbox(int layer) override;
+  std::chrono::nanoseconds waited() const override;
+  ExpertsUse used() const override;
   void Close() override;
 
  private:
+  class Device;
   MailboxClient(std::unique_ptr<SharedRegion> region, const MailboxShape& shape,
                 const Options& options);
 
-  const std::unique_ptr<SharedRegion> region_;
+  // Shared with a stage whose device has registered the memory.
+  const std::shared_ptr<SharedRegion> region_;
   MailboxHeader* const header_;
+  const std::shared_ptr<Device> device_;
   const MailboxShape shape_;
   const Options options_;
   SpinPredictor spin_;
@@ -61,6 +67,7 @@ class MailboxClient : public ExpertsClient {
   uint64_t sequence_ = 0;
   size_t reply_values_ = 0;
   std::chrono::steady_clock::time_point deadline_;
+  ExpertsUse used_before_;  // this step
 };
 
 // The experts worker's end. One thread serves; Close from any.
