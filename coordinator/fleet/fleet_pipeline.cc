@@ -36,6 +36,7 @@ using Clock = std::chrono::steady_clock;
 constexpr std::chrono::seconds kStartTimeout(20);
 // Opening links waits for the slowest worker, which may have to finish a layer first.
 constexpr std::chrono::seconds kConnectTimeout(30);
+constexpr std::chrono::milliseconds kLossAfterLink(300);
 constexpr std::chrono::milliseconds kHealthEvery(300);
 constexpr std::chrono::milliseconds kHealthTimeout(1400);  // both together below 2 s
 constexpr std::chrono::seconds kDrainTimeout(1);  // a layer's worth of work; the rest is cancelled
@@ -435,7 +436,21 @@ class FleetPipeline::Impl {
     }
   }
 
+  // A link can tell of a worker's death a moment before that worker's own connection does. Taken
+  // for alive, it would be waited for until its links cannot be opened.
+  void AwaitLoss() {
+    const auto lost = [](const std::unique_ptr<FleetWorker>& w) {
+      return w->lost || (w->local() && w->ended());
+    };
+    const Clock::time_point until = Clock::now() + kLossAfterLink;
+    while (std::none_of(workers_.begin(), workers_.end(), lost) && Clock::now() < until) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(5));
+    }
+    for (auto& worker : workers_) worker->lost = lost(worker);
+  }
+
   void Recover() {
+    AwaitLoss();
     absl::Status cause;
     {
       MutexLock lock(&mutex_);

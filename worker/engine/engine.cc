@@ -81,6 +81,7 @@ class Engine::Impl {
     stopping_ = true;
     if (upstream_ != nullptr) upstream_->Close();
     if (tokens_from_ != nullptr) tokens_from_->Close();
+    if (sender_ != nullptr) sender_->Close();
     thread_.join();
     sender_ = nullptr;
   }

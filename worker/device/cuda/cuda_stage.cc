@@ -46,6 +46,8 @@ CudaStage::CudaStage(const ModelConfig& config, const StageSpec& spec,
 
 CudaStage::~CudaStage() {
   if (run_.stream != nullptr) {
+    // Else this thread's calls would set up the first device, memory and all.
+    cudaSetDevice(options_.device);
     cudaStreamSynchronize(run_.stream);
     cudaStreamDestroy(run_.stream);
   }
