@@ -33,10 +33,17 @@ float Quantize(const float* x, size_t count, int8_t* q) {
 }
 
 void StoreSums(ActivationUnitAvx2* unit) {
-  for (int g = 0; g < 16; ++g) {
+  for (int g = 0; g < 32; ++g) {
     int sum = 0;
-    for (int i = 0; i < 16; ++i) sum += unit->q[16 * g + i];
-    unit->negative_sums[8 * (g % 2) + g / 2] = static_cast<int16_t>(-sum);
+    for (int i = 0; i < 8; ++i) sum += unit->q[8 * g + i];
+    unit->negative_sums8[16 * (g % 2) + g / 2] = static_cast<int16_t>(-sum);
+  }
+  for (int g = 0; g < 16; ++g) {
+    unit->negative_sums[8 * (g % 2) + g / 2] =
+        static_cast<int16_t>(unit->negative_sums8[g] + unit->negative_sums8[16 + g]);
+  }
+  for (int g = 0; g < 8; ++g) {
+    unit->negative_sums32[g] = unit->negative_sums[g] + unit->negative_sums[8 + g];
   }
 }
 
@@ -56,9 +63,11 @@ void PrepareStep256Avx2(const float* x, size_t n, void* activation) {
 void PrepareStep32Avx2(const float* x, size_t n, void* activation) {
   auto* unit = static_cast<ActivationUnitAvx2*>(activation);
   for (size_t first = 0; first < n; first += 256, ++unit) {
+    if (n - first < 256) __builtin_memset(static_cast<void*>(unit), 0, sizeof *unit);
     for (size_t b = 0; b < 8 && first + 32 * b < n; ++b) {
       unit->scale[b] = Quantize(x + first + 32 * b, 32, unit->q + 32 * b);
     }
+    StoreSums(unit);
   }
 }
 

@@ -11,6 +11,10 @@ struct alignas(64) ActivationUnitAvx2 {
   int8_t q[256];
   // Minus the sums of 16 quants: first those of the even groups, then those of the odd ones.
   int16_t negative_sums[16];
+  // Likewise of 8 quants.
+  int16_t negative_sums8[32];
+  // Of 32, in their order.
+  int32_t negative_sums32[8];
   float scale[8];  // step of each 32 values
 };
 

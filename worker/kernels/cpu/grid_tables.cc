@@ -26,8 +26,16 @@ void Expand(const uint16_t (&codes)[kEntries], const int8_t* levels, int factor,
   }
 }
 
+template <int kEntries>
+void Spread(const uint16_t (&codes)[kEntries], const int8_t* levels,
+            SpreadEntries<kEntries>* spread) {
+  uint32_t bytes[kEntries];
+  Expand<3, 4>(codes, levels, 1, 64, bytes);
+  for (int i = 0; i < kEntries; ++i) spread->dwords[4 * (i + 1)] = bytes[i];
+}
+
 GridTables Build() {
-  GridTables t;
+  GridTables t = {};
   Split<2, 8>(kIq1SCodes, t.iq1_low, t.iq1_high);
   Split<2, 8>(kIq2XxsCodes, t.iq2_xxs_low, t.iq2_xxs_high);
   Split<2, 8>(kIq2XsCodes, t.iq2_xs_low, t.iq2_xs_high);
@@ -38,8 +46,8 @@ GridTables Build() {
   Expand<2, 8>(kIq2XxsCodes, kIq2Levels, 1, 64, t.iq2_xxs_bytes);
   Expand<2, 8>(kIq2XsCodes, kIq2Levels, 1, 64, t.iq2_xs_bytes);
   Expand<2, 8>(kIq2SCodes, kIq2Levels, 1, 64, t.iq2_s_bytes);
-  Expand<3, 4>(kIq3XxsCodes, kIq3XxsLevels, 1, 64, t.iq3_xxs_bytes);
-  Expand<3, 4>(kIq3SCodes, kIq3SLevels, 1, 64, t.iq3_s_bytes);
+  Spread(kIq3XxsCodes, kIq3XxsLevels, &t.iq3_xxs_spread);
+  Spread(kIq3SCodes, kIq3SLevels, &t.iq3_s_spread);
   return t;
 }
 

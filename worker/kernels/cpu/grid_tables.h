@@ -6,6 +6,14 @@
 
 namespace packtrain {
 
+// Entries of four bytes, each at the start of 16 with zeros behind it, and zeros before the first:
+// the 16 bytes from 4 k before entry i on hold it as dword k and nothing else (k = 0..3).
+template <int kEntries>
+struct SpreadEntries {
+  alignas(64) uint32_t dwords[4 * (kEntries + 1)];
+  const uint8_t* first() const { return reinterpret_cast<const uint8_t*>(dwords + 4); }
+};
+
 // A grid entry as two code bytes, for lookups in registers: IQ1 and IQ2 keep elements 0..3 in `low`
 // (two bits each) and 4..7 in `high`, IQ3 elements 0 and 1 (three bits each) and 2 and 3.
 struct GridTables {
@@ -20,7 +28,8 @@ struct GridTables {
   // + magnitude of IQ2 and IQ3, 8 (level + 1) of IQ1.
   alignas(64) uint64_t iq1_bytes[2048];
   alignas(64) uint64_t iq2_xxs_bytes[256], iq2_xs_bytes[512], iq2_s_bytes[1024];
-  alignas(64) uint32_t iq3_xxs_bytes[256], iq3_s_bytes[512];
+  SpreadEntries<256> iq3_xxs_spread;
+  SpreadEntries<512> iq3_s_spread;
 };
 
 // Built at the first call; thread-safe.

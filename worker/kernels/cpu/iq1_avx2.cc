@@ -1,5 +1,5 @@
 // IQ1_S, IQ1_M. A weight times 8 is 8 level +- 1; the unsigned operand is 8 (level + 1) from the
-// grid plus 2 or 0, so its offset is 9.
+// grid. The rest, -8 +- 1, is one for a whole group and multiplies the sum of its activations.
 
 #include <immintrin.h>
 
@@ -15,9 +15,8 @@ namespace {
 
 #include "worker/kernels/cpu/grid_avx2.inc"
 struct Iq1 {
-  static constexpr bool kMins = false, kSigned = false;
+  static constexpr bool kMins = false, kSigned = false, kOpenAhead = true;
   static constexpr float kResultScale = 0.125f;
-  static Vec Offset(Vec x) { return _mm256_add_epi32(_mm256_slli_epi32(x, 3), x); }
 };
 
 // 3-bit scales s that lie at bit 1 of each word become 2 s + 1.
@@ -30,18 +29,37 @@ class Iq1S : public Iq1 {
   static constexpr size_t kBlockBytes = 50;
 
   void Open(const uint8_t* p, Header* h) const {
-    h->scales = ForBoth(OddOfThree(_mm_srli_epi16(Load128(p + 34), 11)));
+    const __m128i words = Load128(p + 34);
+    const __m128i scales = OddOfThree(_mm_srli_epi16(words, 11));
+    h->scales = ForBoth(scales);
+    // The offset is 9 where the sign of delta is set, else 7.
+    const __m128i offset =
+        _mm_sub_epi16(_mm_set1_epi16(7), _mm_slli_epi16(_mm_srai_epi16(words, 15), 1));
+    h->mins = ForBoth(_mm_mullo_epi16(scales, offset));
     h->d = LoadHalf(p);
+    // Bits 3 k .. 3 k + 2 of a word are the upper ones of index k of its four; those of the last
+    // are taken from the upper byte.
+    constexpr int64_t kNext = 0x0202020202020202;
+    constexpr auto kWord = static_cast<int64_t>(0x8001'0100'0100'0100);
+    const Vec spread =
+        _mm256_setr_epi64x(kWord, kWord + kNext, kWord + 2 * kNext, kWord + 3 * kNext);
+    const Vec to_bit8 = _mm256_set1_epi64x(0x0080'0004'0020'0100);
+#pragma GCC unroll 2
+    for (int i = 0; i < 32; i += 16) {
+      const Vec four = _mm256_set1_epi64x(static_cast<int64_t>(Load64(p + 34 + i / 2)));
+      const Vec high = _mm256_mullo_epi16(_mm256_shuffle_epi8(four, spread), to_bit8);
+      StoreIndex(h, i,
+                 _mm256_or_si256(_mm256_cvtepu8_epi16(Load128(p + 2 + i)),
+                                 _mm256_and_si256(high, _mm256_set1_epi16(0x700))));
+    }
   }
 
-  Vec Weights(const uint8_t* p, const Header&, int b) const {
-    const uint8_t* i = p + 2 + 4 * b;
-    uint16_t word;
-    __builtin_memcpy(&word, p + 34 + 2 * b, sizeof word);
-    const uint64_t high = word;
-    const Vec w = FourEntries(grid_, i[0] | (high << 8 & 0x700), i[1] | (high << 5 & 0x700),
-                              i[2] | (high << 2 & 0x700), i[3] | (high >> 1 & 0x700));
-    return _mm256_add_epi8(w, _mm256_set1_epi8((word & 0x8000) != 0 ? 0 : 2));
+  static Vec Offset(const Header& h, const ActivationUnitAvx2& a) {
+    return _mm256_madd_epi16(h.mins, Load(a.negative_sums));
+  }
+
+  Vec Weights(const uint8_t*, const Header& h, int b) const {
+    return FourEntries(grid_, h.index + 4 * b);
   }
 
  private:
@@ -63,22 +81,42 @@ class Iq1M : public Iq1 {
           twice, _mm_setr_epi16(first, second, first, second, first, second, first, second));
       return OddOfThree(_mm_srli_epi16(up, 8));
     };
-    h->scales = _mm256_set_m128i(scales(64, 1), scales(512, 8));
+    const __m128i even = scales(512, 8), odd = scales(64, 1);
+    h->scales = _mm256_set_m128i(odd, even);
     h->d = _cvtsh_ss(static_cast<uint16_t>(_pext_u64(words, 0xf000f000f000f000)));
+
+    // Twelve bits per group of eight: the index and, above it, the sign of delta. Even groups of
+    // eight, one per scale, then odd ones.
+    const Vec low = Load(p), high = _mm256_cvtepu8_epi16(Load128(p + 32));
+    const Vec first =
+        _mm256_or_si256(_mm256_and_si256(low, _mm256_set1_epi16(0xff)),
+                        _mm256_slli_epi16(_mm256_and_si256(high, _mm256_set1_epi16(0x0f)), 8));
+    const Vec second =
+        _mm256_or_si256(_mm256_srli_epi16(low, 8),
+                        _mm256_slli_epi16(_mm256_and_si256(high, _mm256_set1_epi16(0xf0)), 4));
+    StoreIndex(h, 0, _mm256_and_si256(first, _mm256_set1_epi16(0x7ff)));
+    StoreIndex(h, 16, _mm256_and_si256(second, _mm256_set1_epi16(0x7ff)));
+    // The offset is 9 where that sign is set, else 7.
+    const Vec in_order =
+        _mm256_set_m128i(_mm_unpackhi_epi16(even, odd), _mm_unpacklo_epi16(even, odd));
+    const auto offset = [in_order](Vec group) {
+      const Vec minus = _mm256_srai_epi16(_mm256_slli_epi16(group, 4), 15);
+      return _mm256_mullo_epi16(
+          in_order, _mm256_sub_epi16(_mm256_set1_epi16(7), _mm256_add_epi16(minus, minus)));
+    };
+    h->mins = offset(first);
+    h->mins_odd = offset(second);
   }
 
-  Vec Weights(const uint8_t* p, const Header&, int b) const {
-    const uint8_t* i = p + 4 * b;
-    const uint64_t low = p[32 + 2 * b], high = p[33 + 2 * b];
-    const Vec w = FourEntries(grid_, i[0] | (low << 8 & 0x700), i[1] | (low << 4 & 0x700),
-                              i[2] | (high << 8 & 0x700), i[3] | (high << 4 & 0x700));
-    const Vec bit =
-        _mm256_setr_epi64x(0x0808080808080808, static_cast<int64_t>(0x8080808080808080),
-                           0x0808080808080808, static_cast<int64_t>(0x8080808080808080));
-    const Vec source = _mm256_set_m128i(_mm_set1_epi8(static_cast<char>(high)),
-                                        _mm_set1_epi8(static_cast<char>(low)));
-    const Vec minus = _mm256_cmpeq_epi8(_mm256_and_si256(source, bit), bit);
-    return _mm256_add_epi8(w, _mm256_andnot_si256(minus, _mm256_set1_epi8(2)));
+  static Vec Offset(const Header& h, const ActivationUnitAvx2& a) {
+    return _mm256_add_epi32(_mm256_madd_epi16(h.mins, Load(a.negative_sums8)),
+                            _mm256_madd_epi16(h.mins_odd, Load(a.negative_sums8 + 16)));
+  }
+
+  Vec Weights(const uint8_t*, const Header& h, int b) const {
+    const uint16_t* even = h.index + 2 * b;
+    const uint16_t in_order[] = {even[0], even[16], even[1], even[17]};
+    return FourEntries(grid_, in_order);
   }
 
  private:

@@ -14,9 +14,11 @@ namespace {
 
 #include "worker/kernels/cpu/grid_avx2.inc"
 struct Iq2 {
-  static constexpr bool kMins = false, kSigned = false;
+  static constexpr bool kMins = false, kSigned = false, kOpenAhead = true;
   static constexpr float kResultScale = 0.125f;
-  static Vec Offset(Vec x) { return _mm256_slli_epi32(x, 6); }
+  static Vec Offset(const Header& h, const ActivationUnitAvx2& a) {
+    return _mm256_slli_epi32(NegativeSums(h, a), 6);
+  }
 };
 
 class Iq2Xxs : public Iq2 {
@@ -33,9 +35,8 @@ class Iq2Xxs : public Iq2 {
   }
 
   Vec Weights(const uint8_t* p, const Header& h, int b) const {
-    const uint32_t i = Load32(p + 2 + 8 * b);
-    const Vec w = FourEntries(grid_, i & 255, i >> 8 & 255, i >> 16 & 255, i >> 24);
-    return ApplySigns(w, SignsOf(h, b), SpreadBytes());
+    const uint8_t* i = p + 2 + 8 * b;
+    return ApplySigns(FourEntries(grid_, i), SignsOf(h, b), SpreadBytes());
   }
 
  private:
@@ -62,8 +63,9 @@ class Iq2Xs : public Iq2 {
 
   Vec Weights(const uint8_t* p, const Header& h, int b) const {
     const uint64_t i = Load64(p + 2 + 8 * b);
-    const Vec w = FourEntries(grid_, i & 511, i >> 16 & 511, i >> 32 & 511, i >> 48 & 511);
-    return ApplySigns(w, _mm256_set1_epi64x(static_cast<int64_t>(h.signs[b])), SpreadWords());
+    const uint64_t index[] = {i & 511, i >> 16 & 511, i >> 32 & 511, i >> 48 & 511};
+    return ApplySigns(FourEntries(grid_, index),
+                      _mm256_set1_epi64x(static_cast<int64_t>(h.signs[b])), SpreadWords());
   }
 
  private:
@@ -77,18 +79,30 @@ class Iq2S : public Iq2 {
   void Open(const uint8_t* p, Header* h) const {
     h->scales = NibbleScales(p + 74);
     h->d = LoadHalf(p);
+    // Bits 2 k of a byte of qh are bits 8 and 9 of index k of its four.
+    const Vec to_words =
+        _mm256_setr_epi64x(kFirst, kFirst + kNext, kFirst + 2 * kNext, kFirst + 3 * kNext);
+    const Vec to_bit8 = _mm256_set1_epi64x(0x0004'0010'0040'0100);
+#pragma GCC unroll 2
+    for (int i = 0; i < 32; i += 16) {
+      const Vec four = _mm256_set1_epi32(static_cast<int>(Load32(p + 66 + i / 4)));
+      const Vec high = _mm256_mullo_epi16(_mm256_shuffle_epi8(four, to_words), to_bit8);
+      StoreIndex(h, i,
+                 _mm256_or_si256(_mm256_cvtepu8_epi16(Load128(p + 2 + i)),
+                                 _mm256_and_si256(high, _mm256_set1_epi16(0x300))));
+    }
   }
 
-  Vec Weights(const uint8_t* p, const Header&, int b) const {
-    const uint8_t* i = p + 2 + 4 * b;
-    const uint64_t high = p[66 + b];
-    const Vec w = FourEntries(grid_, i[0] | (high << 8 & 0x300), i[1] | (high << 6 & 0x300),
-                              i[2] | (high << 4 & 0x300), i[3] | (high << 2 & 0x300));
-    return ApplySigns(w, _mm256_set1_epi32(static_cast<int>(Load32(p + 34 + 4 * b))),
-                      SpreadBytes());
+  Vec Weights(const uint8_t* p, const Header& h, int b) const {
+    return ApplySigns(FourEntries(grid_, h.index + 4 * b),
+                      _mm256_set1_epi32(static_cast<int>(Load32(p + 34 + 4 * b))), SpreadBytes());
   }
 
  private:
+  // Shuffles: byte 0 of each word, with zero above; the byte after it.
+  static constexpr int64_t kFirst = static_cast<int64_t>(0x8000800080008000);
+  static constexpr int64_t kNext = 0x0001000100010001;
+
   const uint64_t* grid_ = Grids().iq2_s_bytes;
 };
 

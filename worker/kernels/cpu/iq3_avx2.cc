@@ -14,8 +14,10 @@ namespace {
 
 #include "worker/kernels/cpu/grid_avx2.inc"
 struct Iq3 {
-  static constexpr bool kMins = false, kSigned = false;
-  static Vec Offset(Vec x) { return _mm256_slli_epi32(x, 6); }
+  static constexpr bool kMins = false, kSigned = false, kOpenAhead = true;
+  static Vec Offset(const Header& h, const ActivationUnitAvx2& a) {
+    return _mm256_slli_epi32(NegativeSums(h, a), 6);
+  }
 };
 
 class Iq3Xxs : public Iq3 {
@@ -28,18 +30,19 @@ class Iq3Xxs : public Iq3 {
     _mm256_store_si256(reinterpret_cast<__m256i*>(h->signs), SignBytes(words));
     h->scales = WordScales(words);
     h->d = LoadHalf(p);
+#pragma GCC unroll 4
+    for (int i = 0; i < 64; i += 16) {
+      const Vec index = _mm256_cvtepu8_epi16(Load128(p + 2 + i));
+      StoreIndex(h, i, _mm256_add_epi16(index, index));
+    }
   }
 
-  Vec Weights(const uint8_t* p, const Header& h, int b) const {
-    const uint64_t i = Load64(p + 2 + 8 * b);
-    const Vec w = FourPairs(
-        TwoEntries(grid_, i & 255, i >> 8 & 255), TwoEntries(grid_, i >> 16 & 255, i >> 24 & 255),
-        TwoEntries(grid_, i >> 32 & 255, i >> 40 & 255), TwoEntries(grid_, i >> 48 & 255, i >> 56));
-    return ApplySigns(w, SignsOf(h, b), SpreadBytes());
+  Vec Weights(const uint8_t*, const Header& h, int b) const {
+    return ApplySigns(EightSpread(grid_, h.index + 8 * b), SignsOf(h, b), SpreadBytes());
   }
 
  private:
-  const uint32_t* grid_ = Grids().iq3_xxs_bytes;
+  const uint8_t* grid_ = Grids().iq3_xxs_spread.first();
 };
 
 class Iq3S : public Iq3 {
@@ -53,20 +56,34 @@ class Iq3S : public Iq3 {
         _mm256_srlv_epi32(_mm256_set1_epi32(static_cast<int>(Load32(p + 106))), shifts);
     h->scales = WordScales(_mm256_slli_epi32(nibbles, 28));
     h->d = LoadHalf(p);
+    // Bit n of a byte of qh is bit 8 of index n, bit 9 of its double.
+    const Vec to_words = _mm256_setr_epi64x(kFirst, kFirst, kSecond, kSecond);
+    const Vec to_bit9 = _mm256_broadcastsi128_si256(
+        _mm_setr_epi16(1 << 9, 1 << 8, 1 << 7, 1 << 6, 1 << 5, 1 << 4, 1 << 3, 1 << 2));
+#pragma GCC unroll 4
+    for (int i = 0; i < 64; i += 16) {
+      const Vec index = _mm256_cvtepu8_epi16(Load128(p + 2 + i));
+      uint16_t two;
+      __builtin_memcpy(&two, p + 66 + i / 8, sizeof two);
+      const Vec high = _mm256_mullo_epi16(
+          _mm256_shuffle_epi8(_mm256_set1_epi16(static_cast<int16_t>(two)), to_words), to_bit9);
+      StoreIndex(h, i,
+                 _mm256_or_si256(_mm256_add_epi16(index, index),
+                                 _mm256_and_si256(high, _mm256_set1_epi16(1 << 9))));
+    }
   }
 
-  Vec Weights(const uint8_t* p, const Header&, int b) const {
-    const uint8_t* i = p + 2 + 8 * b;
-    const uint64_t high = p[66 + b];
-    const auto two = [&](int n) {
-      return TwoEntries(grid_, i[n] | (high << (8 - n) & 256), i[n + 1] | (high << (7 - n) & 256));
-    };
-    return ApplySigns(FourPairs(two(0), two(2), two(4), two(6)),
+  Vec Weights(const uint8_t* p, const Header& h, int b) const {
+    return ApplySigns(EightSpread(grid_, h.index + 8 * b),
                       _mm256_set1_epi32(static_cast<int>(Load32(p + 74 + 4 * b))), SpreadBytes());
   }
 
  private:
-  const uint32_t* grid_ = Grids().iq3_s_bytes;
+  // Shuffles: byte 0, or 1, of each word, with zero above.
+  static constexpr int64_t kFirst = static_cast<int64_t>(0x8000800080008000);
+  static constexpr int64_t kSecond = static_cast<int64_t>(0x8001800180018001);
+
+  const uint8_t* grid_ = Grids().iq3_s_spread.first();
 };
 
 }  // namespace

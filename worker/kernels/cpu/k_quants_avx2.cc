@@ -31,6 +31,7 @@ inline __m128i EvenThenOdd(__m128i bytes) {
 
 struct KQuant {
   static constexpr float kResultScale = 1.0f;
+  static constexpr bool kOpenAhead = false;
 };
 
 struct WithMins : KQuant {
@@ -92,7 +93,9 @@ struct Q2K : WithMins {
 struct Q3K : KQuant {
   static constexpr size_t kBlockBytes = 110;
   static constexpr bool kMins = false, kSigned = false;
-  static Vec Offset(Vec x) { return _mm256_slli_epi32(x, 2); }
+  static Vec Offset(const Header& h, const ActivationUnitAvx2& a) {
+    return _mm256_slli_epi32(NegativeSums(h, a), 2);
+  }
 
   void Open(const uint8_t* p, Header* h) const {
     const uint64_t low = Load64(p + 96);
@@ -117,7 +120,9 @@ struct Q3K : KQuant {
 struct Q6K : KQuant {
   static constexpr size_t kBlockBytes = 210;
   static constexpr bool kMins = false, kSigned = false;
-  static Vec Offset(Vec x) { return _mm256_slli_epi32(x, 5); }
+  static Vec Offset(const Header& h, const ActivationUnitAvx2& a) {
+    return _mm256_slli_epi32(NegativeSums(h, a), 5);
+  }
 
   void Open(const uint8_t* p, Header* h) const {
     h->scales = _mm256_cvtepi8_epi16(EvenThenOdd(Load128(p + 192)));
