@@ -23,11 +23,16 @@ absl::StatusOr<std::vector<double>> MeasureHop(Transport* transport, const PeerI
   const ChannelId out{self.worker_id, peer.worker_id, "measure"};
   const ChannelId in{peer.worker_id, self.worker_id, "measure"};
   ASSIGN_OR_RETURN(auto receive, transport->OpenReceive(in, peer, max_bytes));
-  ASSIGN_OR_RETURN(auto send, transport->OpenSend(out, peer, max_bytes));
-  std::vector<double> times;
   Bundle bundle, echo;
   bundle.epoch = self.epoch;
+  // One link is opened after the other, and nothing with a payload sent before both are: opening a
+  // link between GPUs may wait for what runs on them, a send that nobody receives yet included.
+  if (!initiator) RETURN_IF_ERROR(receive->Receive(&echo, Clock::now() + kTimeout));
+  ASSIGN_OR_RETURN(auto send, transport->OpenSend(out, peer, max_bytes));
+  RETURN_IF_ERROR(send->Send(bundle, Clock::now() + kTimeout));
+  if (initiator) RETURN_IF_ERROR(receive->Receive(&echo, Clock::now() + kTimeout));
   send->Lend(&bundle);
+  std::vector<double> times;
   for (const uint64_t bytes : payload_bytes) {
     const auto cols = static_cast<uint32_t>(bytes);
     if (bundle.device_memory.empty()) {

@@ -1,14 +1,15 @@
 #include "worker/transport/nccl/nccl_comm.h"
 
+#include <cuda.h>
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
 #include <cstring>
+#include <new>
 #include <thread>
 
 #include "absl/strings/str_format.h"
 #include "common/base/status_macros.h"
-#include "worker/device/cuda/cuda_memory.h"
 
 namespace packtrain {
 namespace {
@@ -17,6 +18,20 @@ namespace {
 constexpr std::chrono::microseconds kSpin(200);
 constexpr std::chrono::microseconds kNap(50);
 constexpr std::chrono::seconds kFinalizeTimeout(1);
+
+using WriteWord = CUresult (*)(CUstream, CUdeviceptr, cuuint32_t, unsigned);
+
+// The driver's cuStreamWriteValue32, without linking the driver.
+absl::StatusOr<WriteWord> FindWriteWord() {
+  void* function = nullptr;
+  cudaDriverEntryPointQueryResult found{};
+  RETURN_IF_CUDA(cudaGetDriverEntryPointByVersion("cuStreamWriteValue32", &function, 12000,
+                                                  cudaEnableDefault, &found));
+  if (found != cudaDriverEntryPointSuccess || function == nullptr) {
+    return absl::FailedPreconditionError("the driver has no cuStreamWriteValue32");
+  }
+  return reinterpret_cast<WriteWord>(function);
+}
 
 }  // namespace
 
@@ -40,6 +55,12 @@ absl::StatusOr<std::unique_ptr<NcclComm>> NcclComm::Join(const Id& id, int rank,
   ASSIGN_OR_RETURN(const NcclLibrary* nccl, LoadNccl());
   std::unique_ptr<NcclComm> comm(new NcclComm(nccl, rank, device, closed));
   RETURN_IF_ERROR(comm->Start(id, deadline));
+  // NCCL connects two ranks when they first exchange something.
+  DevicePlan memory;
+  std::byte* byte = nullptr;
+  memory.Add(&byte, 1);
+  RETURN_IF_ERROR(memory.Allocate("an NCCL link", true));
+  RETURN_IF_ERROR(rank == 0 ? comm->Send(byte, 1, deadline) : comm->Receive(byte, 1, deadline));
   return comm;
 }
 
@@ -56,6 +77,8 @@ NcclComm::~NcclComm() {
 absl::Status NcclComm::Start(const Id& id, Clock::time_point deadline) {
   RETURN_IF_CUDA(cudaSetDevice(device_));
   RETURN_IF_CUDA(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
+  ASSIGN_OR_RETURN(word_, PinnedMemory::Allocate(sizeof *done_));
+  done_ = new (word_->data()) std::atomic<uint32_t>(0);
   ncclUniqueId unique_id;
   std::memcpy(&unique_id, id.data(), sizeof unique_id);
   ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
@@ -69,7 +92,7 @@ absl::Status NcclComm::Send(const std::byte* data, size_t bytes, Clock::time_poi
   RETURN_IF_CUDA(cudaSetDevice(device_));
   RETURN_IF_ERROR(
       Begun(nccl_->send(data, bytes, ncclUint8, 1 - rank_, comm_, stream_), "ncclSend", deadline));
-  return Wait("ncclSend", true, deadline);
+  return Finish("ncclSend", deadline);
 }
 
 absl::Status NcclComm::Receive(std::byte* data, size_t bytes, Clock::time_point deadline) {
@@ -77,27 +100,37 @@ absl::Status NcclComm::Receive(std::byte* data, size_t bytes, Clock::time_point 
   RETURN_IF_CUDA(cudaSetDevice(device_));
   RETURN_IF_ERROR(
       Begun(nccl_->recv(data, bytes, ncclUint8, 1 - rank_, comm_, stream_), "ncclRecv", deadline));
-  return Wait("ncclRecv", true, deadline);
+  return Finish("ncclRecv", deadline);
 }
 
 // Until NCCL has taken the call in.
 absl::Status NcclComm::Begun(int code, std::string_view what, Clock::time_point deadline) {
   if (code != ncclSuccess && code != ncclInProgress) return Abort(Error(what, code));
-  return Wait(what, false, deadline);
+  return Wait(what, calls_, deadline);
 }
 
-absl::Status NcclComm::Wait(std::string_view what, bool on_stream, Clock::time_point deadline) {
+absl::Status NcclComm::Finish(std::string_view what, Clock::time_point deadline) {
+  static const absl::StatusOr<WriteWord> write_word = FindWriteWord();
+  if (!write_word.ok()) return Abort(write_word.status());
+  const CUresult code =
+      (*write_word)(stream_, reinterpret_cast<CUdeviceptr>(done_), ++calls_,
+                    CU_STREAM_WRITE_VALUE_DEFAULT);
+  if (code != CUDA_SUCCESS) {
+    return Abort(absl::InternalError(
+        absl::StrFormat("CUDA: error %d in cuStreamWriteValue32 behind %s", code, what)));
+  }
+  return Wait(what, calls_, deadline);
+}
+
+absl::Status NcclComm::Wait(std::string_view what, uint32_t calls, Clock::time_point deadline) {
   const Clock::time_point begin = Clock::now();
   while (true) {
     ncclResult_t state = ncclSuccess;
     const ncclResult_t code = nccl_->comm_get_async_error(comm_, &state);
     if (code != ncclSuccess) return Abort(Error(what, code));
     if (state != ncclSuccess && state != ncclInProgress) return Abort(Error(what, state));
-    if (state == ncclSuccess) {
-      const cudaError_t ready = on_stream ? cudaStreamQuery(stream_) : cudaSuccess;
-      if (ready == cudaSuccess) return absl::OkStatus();
-      static_cast<void>(cudaGetLastError());
-      if (ready != cudaErrorNotReady) return Abort(CudaStatus(ready, what));
+    if (state == ncclSuccess && done_->load(std::memory_order_acquire) == calls) {
+      return absl::OkStatus();
     }
     const Clock::time_point now = Clock::now();
     if (closed_->load()) return Abort(absl::UnavailableError("the link is closed"));
