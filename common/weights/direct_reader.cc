@@ -147,8 +147,8 @@ class ParallelReader {
     MutexLock lock(&mutex_);
     while (true) {
       const bool go_on = !progress || progress(done_.load(), total);
-      if (finished_ == threads) return status_;
       if (!go_on) FailLocked(absl::CancelledError("reading was cancelled"));
+      if (finished_ == threads) return status_;
       changed_.WaitUntil(&mutex_, std::chrono::steady_clock::now() + kProgressEvery);
     }
   }

@@ -40,6 +40,12 @@ function(packtrain_kernel name)
   endforeach()
 endfunction()
 
+# Seconds until a test counts as hanging. Sanitizers make the longest ones ten times as long.
+set(PACKTRAIN_TEST_TIMEOUT 300)
+if(CMAKE_CXX_FLAGS MATCHES "fsanitize")
+  set(PACKTRAIN_TEST_TIMEOUT 1500)
+endif()
+
 # packtrain_test(NAME SOURCES ... [DEPS ...] [LABEL label]): a GoogleTest program; its label is
 # the first folder below tests/ unless given.
 function(packtrain_test name)
@@ -56,7 +62,7 @@ function(packtrain_test name)
                                              PACKTRAIN_BINARY_DIR="${CMAKE_BINARY_DIR}")
   set_target_properties(${name} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)
   add_test(NAME ${name} COMMAND ${name})
-  set_tests_properties(${name} PROPERTIES LABELS ${ARG_LABEL} TIMEOUT 300)
+  set_tests_properties(${name} PROPERTIES LABELS ${ARG_LABEL} TIMEOUT ${PACKTRAIN_TEST_TIMEOUT})
 endfunction()
 
 # Sets PACKTRAIN_HAVE_CUDA. nvcc is optional; without it everything but the device library builds.

@@ -159,8 +159,8 @@ TEST_P(ExactnessTest, ASharedPrefixGivesTheSameBitsAsItsOwn) {
 }
 
 INSTANTIATE_TEST_SUITE_P(All, ExactnessTest,
-                         testing::Values("glm52-f32", "qwen35moe-f32", "glm4moe-f32",
-                                         "deepseek32-f32"),
+                         testing::Values("deepseek2-f32", "deepseek32-f32", "glm4moe-f32",
+                                         "glm5-f32", "glm52-f32", "qwen35moe-f32", "qwen3moe-f32"),
                          [](const auto& test) {
                            std::string name = test.param;
                            std::replace(name.begin(), name.end(), '-', '_');
