@@ -94,21 +94,16 @@ void Prepare256(const float* x, size_t n, const Index& index, int offset, size_t
 }  // namespace
 
 size_t GridBytesAvx512(size_t n) { return Units(n, 256, 2) * sizeof(ActivationUnit<4>); }
-size_t GridTernaryBytesAvx512(size_t n) { return Units(n, 256, 4) * sizeof(ActivationUnit<4>); }
 size_t GridPairBytesAvx512(size_t n) { return Units(n, 512, 1) * sizeof(ActivationUnit<8>); }
-size_t SixteenBytesAvx512(size_t n) { return Units(n, 256, 1) * sizeof(ActivationUnit<4>); }
+size_t SixteenBytesAvx512(size_t n) { return Units(n, 256, 4) * sizeof(ActivationUnit<4>); }
 size_t ThirtyTwoBytesAvx512(size_t n) { return Units(n, 256, 1) * sizeof(ActivationUnit<4>); }
 
 void PrepareGridAvx512(const float* x, size_t n, void* activation) {
   Prepare256(x, n, kGrid, 64, 2, activation);
 }
 
-void PrepareGridTernaryAvx512(const float* x, size_t n, void* activation) {
-  Prepare256(x, n, kGrid, 9, 4, activation);
-}
-
 void PrepareSixteenAvx512(const float* x, size_t n, void* activation) {
-  Prepare256(x, n, kSixteen, 1, 1, activation);
+  Prepare256(x, n, kSixteen, 1, 4, activation);
 }
 
 void PrepareGridPairAvx512(const float* x, size_t n, void* activation) {

@@ -22,27 +22,23 @@ struct alignas(64) ActivationUnit {
 // Layout ids (WeightKernel::activation_layout) and their orders.
 //   F32        plain f32
 //   Grid       256 a unit, byte n of vector v is value 4 n + v; offset 64; units in pairs
-//   GridTernary as Grid with offset 9; units in fours
 //   GridPair   512 a unit, value 256 (n / 32) + 8 (n % 32) + v; offset 64
-//   Sixteen    256 a unit, value 16 (n / 4) + 4 v + n % 4; offset 1
+//   Sixteen    256 a unit, value 16 (n / 4) + 4 v + n % 4; offset 1; units in fours
 //   ThirtyTwo  256 a unit, value 32 (n / 8) + 8 v + n % 8, a step per 32; offset 1
 enum ActivationLayoutAvx512 {
   kLayoutF32,
   kLayoutGrid,
-  kLayoutGridTernary,
   kLayoutGridPair,
   kLayoutSixteen,
   kLayoutThirtyTwo,
 };
 
 size_t GridBytesAvx512(size_t n);
-size_t GridTernaryBytesAvx512(size_t n);
 size_t GridPairBytesAvx512(size_t n);
 size_t SixteenBytesAvx512(size_t n);
 size_t ThirtyTwoBytesAvx512(size_t n);
 
 void PrepareGridAvx512(const float* x, size_t n, void* activation);
-void PrepareGridTernaryAvx512(const float* x, size_t n, void* activation);
 void PrepareGridPairAvx512(const float* x, size_t n, void* activation);
 void PrepareSixteenAvx512(const float* x, size_t n, void* activation);
 void PrepareThirtyTwoAvx512(const float* x, size_t n, void* activation);

@@ -36,7 +36,6 @@ void Spread(const uint16_t (&codes)[kEntries], const int8_t* levels,
 
 GridTables Build() {
   GridTables t = {};
-  Split<2, 8>(kIq1SCodes, t.iq1_low, t.iq1_high);
   Split<2, 8>(kIq2XxsCodes, t.iq2_xxs_low, t.iq2_xxs_high);
   Split<2, 8>(kIq2XsCodes, t.iq2_xs_low, t.iq2_xs_high);
   Split<2, 8>(kIq2SCodes, t.iq2_s_low, t.iq2_s_high);

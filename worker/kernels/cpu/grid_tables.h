@@ -14,10 +14,9 @@ struct SpreadEntries {
   const uint8_t* first() const { return reinterpret_cast<const uint8_t*>(dwords + 4); }
 };
 
-// A grid entry as two code bytes, for lookups in registers: IQ1 and IQ2 keep elements 0..3 in `low`
+// A grid entry as two code bytes, for lookups in registers: IQ2 keeps elements 0..3 in `low`
 // (two bits each) and 4..7 in `high`, IQ3 elements 0 and 1 (three bits each) and 2 and 3.
 struct GridTables {
-  alignas(64) uint8_t iq1_low[2048], iq1_high[2048];
   alignas(64) uint8_t iq2_xxs_low[256], iq2_xxs_high[256];
   alignas(64) uint8_t iq2_xs_low[512], iq2_xs_high[512];
   alignas(64) uint8_t iq2_s_low[1024], iq2_s_high[1024];
