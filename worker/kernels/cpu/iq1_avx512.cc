@@ -15,10 +15,6 @@ namespace packtrain {
 namespace {
 
 #include "worker/kernels/cpu/grid_avx512.inc"
-constexpr Bytes LevelTable(int field) {
-  return MakeBytes([&](int n) { return 8 * (n >> (2 * field) & 3); });
-}
-constexpr Bytes kLevels0 = LevelTable(0), kLevels1 = LevelTable(1), kLevels2 = LevelTable(2);
 
 // What the two types have in common once the index bits and the signs of delta are masks.
 struct Iq1 {
@@ -45,10 +41,11 @@ struct Iq1 {
   }
 
   void Planes(Vec codes, __mmask64 minus, Vec* w) const {
-    w[0] = _mm512_permutexvar_epi8(codes, Load(kLevels0));
-    w[1] = _mm512_permutexvar_epi8(codes, Load(kLevels1));
-    w[2] = _mm512_permutexvar_epi8(codes, Load(kLevels2));
-    w[3] = _mm512_permutexvar_epi8(_mm512_srli_epi16(codes, 6), Load(kLevels0));
+    constexpr int kFlips[2] = {8, 16};
+    w[0] = Affine<0>(codes, FieldMatrix(0, kFlips));
+    w[1] = Affine<0>(codes, FieldMatrix(2, kFlips));
+    w[2] = Affine<0>(codes, FieldMatrix(4, kFlips));
+    w[3] = Affine<0>(codes, FieldMatrix(6, kFlips));
     const Vec delta = _mm512_mask_blend_epi8(minus, _mm512_set1_epi8(2), _mm512_setzero_si512());
     for (int v = 0; v < 4; ++v) w[v] = _mm512_add_epi8(w[v], delta);
   }
@@ -66,9 +63,9 @@ constexpr int HighBit(int n, int bit) { return 16 * (n % 8 / 4) + 3 * (n % 4) + 
 
 class Iq1S : public Iq1 {
  public:
-  static constexpr int kBlockBytes = 50, kStepBytes = 4 * 50;
+  static constexpr int kBlockBytes = 50, kStepBytes = 4 * 50, kScaleAt = 0;
 
-  void Unpack(const uint8_t* p, WeightUnit<4>* units) const {
+  void Unpack(const uint8_t* p, const float* d, WeightUnit<4>* units) const {
     Vec index[2];
     IndexBits bits[2];
     __mmask64 bit10[2], minus[4];
@@ -89,7 +86,7 @@ class Iq1S : public Iq1 {
           _mm512_cvtepu16_epi64(_mm_loadu_si128(reinterpret_cast<const __m128i*>(block + 34)));
       minus[b] = _mm512_movepi8_mask(_mm512_multishift_epi64_epi8(_mm512_set1_epi8(8), words));
       const Vec scales = OddOfThree(_mm512_multishift_epi64_epi8(_mm512_set1_epi8(11), words));
-      units[b].scale = LaneScales(scales, HalfToVector(block));
+      units[b].scale = LaneScales(scales, _mm512_set1_ps(d[b]));
     }
     Decode(index, bits, bit10, minus, units);
   }
