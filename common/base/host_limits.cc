@@ -104,7 +104,9 @@ int UsableCpus() {
   return std::max(cpus, 1);
 }
 
-int SpinBudget(int spinners, int usable_cpus) { return spinners < usable_cpus ? 50 : 0; }
+int SpinBudget(int spinners, int usable_cpus) {
+  return usable_cpus > 2 && spinners <= usable_cpus ? 50 : 0;
+}
 
 MemoryLimits ReadMemoryLimits(const std::string& root) {
   MemoryLimits limits;

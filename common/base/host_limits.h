@@ -23,7 +23,8 @@ double ReadCpuLimit(const std::string& root);
 int UsableCpus();
 
 // How long in us a waiting thread may spin beyond the moment it expects to be called: 50 where
-// `spinners`, all threads that could spin at once, leave a core to everybody else, else 0.
+// `spinners`, all threads that could spin at once, do not outnumber the CPUs, 0 otherwise and on
+// two CPUs, where everybody else needs one.
 int SpinBudget(int spinners, int usable_cpus);
 
 struct MemoryLimits {

@@ -21,8 +21,8 @@ using LinkNames = std::map<std::pair<FleetWorker*, FleetWorker*>, std::string>;
 // Payload of a hop that carries one token.
 uint64_t DecodeBytes(const DeploymentPlan& plan);
 
-// How long threads of the workers on one host may spin: 0 if all of them together would leave no
-// core. `host_id` as the workers that joined have told it.
+// How long threads of the workers on one host may spin: 0 if all of them together outnumber its
+// CPUs. `host_id` as the workers that joined have told it.
 uint32_t SpinMicroseconds(const std::vector<std::unique_ptr<FleetWorker>>& workers,
                           const std::string& host_id);
 

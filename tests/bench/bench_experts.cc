@@ -18,7 +18,6 @@
 #include <random>
 #include <set>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include "tests/bench/cpu_bench.h"
@@ -227,35 +226,31 @@ class Bench {
         Bound(*mix.down, data() + 2 * inner_bytes(mix), options_.dim, 1, threads);
     const double inner = 2.0 * static_cast<double>(inner_bytes(mix) / options_.experts);
     const auto down = static_cast<double>(down_bytes(mix) / options_.experts);
-    // The pool binds its first thread, which must not be this one: it starts others later.
-    std::thread([&] {
-      ThreadPoolOptions pool_options{.num_threads = threads};
-      if (options_.pin) pool_options.cpus = CpuOrder();
-      ThreadPool pool(pool_options);
-      LocalExperts experts({.kernels = &kernels_, .pool = &pool}, 0, Layers(mix));
-      double one = 0;
-      for (const std::string& option : options_.tokens) {
-        const size_t tokens = std::stoul(option);
-        for (const bool same : {false, true}) {
-          if (tokens == 1 && same) continue;
-          const Timing timing = Time(&experts, tokens, same);
-          if (tokens == 1) one = timing.seconds;
-          const double bound =
-              inner / std::min(read, inner_rate) + down / std::min(read, down_rate);
-          std::printf("%-8s %3d %-5s %8.1f %6.1f %8.1f %5.0f%% %6.1f %6.1f %6.1f", name.c_str(),
-                      threads, (option + (same ? "same" : "")).c_str(), timing.seconds * 1e6,
-                      timing.distinct * (inner + down) / timing.seconds / 1e9,
-                      timing.distinct * bound * 1e6, 100 * timing.distinct * bound / timing.seconds,
-                      read / 1e9, inner_rate / 1e9, down_rate / 1e9);
-          if (tokens > 1 && one > 0) {
-            std::printf("   %.2f x one token's time, %.2f x its experts", timing.seconds / one,
-                        timing.distinct / kTopK);
-          }
-          std::printf("\n");
-          std::fflush(stdout);
+    ThreadPoolOptions pool_options{.num_threads = threads};
+    if (options_.pin) pool_options.cpus = CpuOrder();
+    ThreadPool pool(pool_options);
+    LocalExperts experts({.kernels = &kernels_, .pool = &pool}, 0, Layers(mix));
+    double one = 0;
+    for (const std::string& option : options_.tokens) {
+      const size_t tokens = std::stoul(option);
+      for (const bool same : {false, true}) {
+        if (tokens == 1 && same) continue;
+        const Timing timing = Time(&experts, tokens, same);
+        if (tokens == 1) one = timing.seconds;
+        const double bound = inner / std::min(read, inner_rate) + down / std::min(read, down_rate);
+        std::printf("%-8s %3d %-5s %8.1f %6.1f %8.1f %5.0f%% %6.1f %6.1f %6.1f", name.c_str(),
+                    threads, (option + (same ? "same" : "")).c_str(), timing.seconds * 1e6,
+                    timing.distinct * (inner + down) / timing.seconds / 1e9,
+                    timing.distinct * bound * 1e6, 100 * timing.distinct * bound / timing.seconds,
+                    read / 1e9, inner_rate / 1e9, down_rate / 1e9);
+        if (tokens > 1 && one > 0) {
+          std::printf("   %.2f x one token's time, %.2f x its experts", timing.seconds / one,
+                      timing.distinct / kTopK);
         }
+        std::printf("\n");
+        std::fflush(stdout);
       }
-    }).join();
+    }
   }
 
   const Options options_;

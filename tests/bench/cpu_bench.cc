@@ -141,7 +141,8 @@ std::vector<int> CpuOrder() {
   return first;
 }
 
-std::vector<double> TimeThreads(int threads, int reps, const std::function<void(int)>& work) {
+std::vector<std::vector<double>> TimeEachThread(int threads, int reps,
+                                                const std::function<void(int)>& work) {
   const std::vector<int> cpus = CpuOrder();
   std::barrier sync(threads);
   std::vector<std::vector<double>> spent(static_cast<size_t>(threads));
@@ -159,9 +160,13 @@ std::vector<double> TimeThreads(int threads, int reps, const std::function<void(
     });
   }
   for (std::thread& thread : pool) thread.join();
+  return spent;
+}
+
+std::vector<double> TimeThreads(int threads, int reps, const std::function<void(int)>& work) {
   std::vector<double> seconds(static_cast<size_t>(reps));
-  for (size_t r = 0; r < seconds.size(); ++r) {
-    for (const std::vector<double>& thread : spent) seconds[r] = std::max(seconds[r], thread[r]);
+  for (const std::vector<double>& thread : TimeEachThread(threads, reps, work)) {
+    for (size_t r = 0; r < seconds.size(); ++r) seconds[r] = std::max(seconds[r], thread[r]);
   }
   std::sort(seconds.begin(), seconds.end());
   return seconds;
@@ -222,14 +227,18 @@ double CachedRate(const WeightKernel& kernel, const uint8_t* w, size_t row_bytes
   const size_t repeats = std::max<size_t>(1, (16 << 20) / (each * row_bytes));
   const RandomActivations activations(kernel, n, tokens);
   std::vector<std::vector<float>> out(static_cast<size_t>(threads));
-  const double seconds = Median(TimeThreads(threads, reps, [&](int t) {
-    const size_t first = static_cast<size_t>(t) * each;
-    for (size_t i = 0; i < repeats; ++i) {
-      Multiply(kernel, w, row_bytes, {first, first + each}, n, activations, tokens,
-               &out[static_cast<size_t>(t)]);
-    }
-  }));
-  return static_cast<double>(static_cast<size_t>(threads) * repeats * each * row_bytes) / seconds;
+  double rate = 0;
+  for (std::vector<double>& seconds : TimeEachThread(threads, reps, [&](int t) {
+         const size_t first = static_cast<size_t>(t) * each;
+         for (size_t i = 0; i < repeats; ++i) {
+           Multiply(kernel, w, row_bytes, {first, first + each}, n, activations, tokens,
+                    &out[static_cast<size_t>(t)]);
+         }
+       })) {
+    std::sort(seconds.begin(), seconds.end());
+    rate += static_cast<double>(repeats * each * row_bytes) / Median(seconds);
+  }
+  return rate;
 }
 
 }  // namespace packtrain

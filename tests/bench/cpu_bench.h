@@ -72,7 +72,8 @@ void Multiply(const WeightKernel& kernel, const uint8_t* w, size_t row_bytes, Ra
               const RandomActivations& activations, size_t tokens, std::vector<float>* out);
 
 // Bytes of weights/s over all threads when each thread's rows, of the `rows` at w, stay in its
-// second-level cache: the bound by instructions.
+// second-level cache: the bound by instructions. The sum of each thread's own rate: where some CPUs
+// are slower (they share a core with somebody), tasks go to the others.
 double CachedRate(const WeightKernel& kernel, const uint8_t* w, size_t row_bytes, size_t rows,
                   size_t n, size_t tokens, int threads, int reps);
 

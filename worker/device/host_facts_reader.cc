@@ -84,20 +84,40 @@ int CoresOf(hwloc_topology_t topology, hwloc_const_cpuset_t set) {
   return hwloc_get_nbobjs_inside_cpuset_by_type(topology, set, HWLOC_OBJ_CORE);
 }
 
+using Topology = std::unique_ptr<hwloc_topology, TopologyDeleter>;
+
+// Null if it cannot be read.
+Topology LoadTopology() {
+  hwloc_topology_t raw = nullptr;
+  if (hwloc_topology_init(&raw) != 0) return nullptr;
+  Topology topology(raw);
+  return hwloc_topology_load(raw) == 0 ? std::move(topology) : nullptr;
+}
+
+struct BitmapDeleter {
+  void operator()(hwloc_bitmap_s* bitmap) const { hwloc_bitmap_free(bitmap); }
+};
+using CpuSet = std::unique_ptr<hwloc_bitmap_s, BitmapDeleter>;
+
+// The topology holds what the cgroup allows; the affinity of this process may be narrower.
+CpuSet UsableSet(hwloc_topology_t topology) {
+  CpuSet set(hwloc_bitmap_alloc());
+  if (hwloc_get_cpubind(topology, set.get(), HWLOC_CPUBIND_PROCESS) != 0) {
+    hwloc_bitmap_copy(set.get(), hwloc_topology_get_allowed_cpuset(topology));
+  }
+  return set;
+}
+
 }  // namespace
 
 CpuFacts ReadCpuFacts() {
   CpuFacts facts;
   facts.cpu_limit = ReadCpuLimit("");
-  hwloc_topology_t raw = nullptr;
-  if (hwloc_topology_init(&raw) != 0) return facts;
-  const std::unique_ptr<hwloc_topology, TopologyDeleter> topology(raw);
-  if (hwloc_topology_load(raw) != 0) return facts;
-  // The topology holds what the cgroup allows; the affinity of this process may be narrower.
-  hwloc_cpuset_t set = hwloc_bitmap_alloc();
-  if (hwloc_get_cpubind(raw, set, HWLOC_CPUBIND_PROCESS) != 0) {
-    hwloc_bitmap_copy(set, hwloc_topology_get_allowed_cpuset(raw));
-  }
+  const Topology topology = LoadTopology();
+  if (topology == nullptr) return facts;
+  const hwloc_topology_t raw = topology.get();
+  const CpuSet usable = UsableSet(raw);
+  const hwloc_const_cpuset_t set = usable.get();
   const hwloc_obj_t machine = hwloc_get_root_obj(raw);
   if (const char* model = hwloc_obj_get_info_by_name(machine, "CPUModel"); model != nullptr) {
     facts.model = model;
@@ -123,8 +143,35 @@ CpuFacts ReadCpuFacts() {
                           .cores = CoresOf(raw, node->cpuset),
                           .memory_bytes = node->attr->numanode.local_memory});
   }
-  hwloc_bitmap_free(set);
   return facts;
+}
+
+std::vector<int> SpreadCpus(int threads) {
+  const Topology topology = LoadTopology();
+  if (topology == nullptr || threads <= 0) return {};
+  const CpuSet usable = UsableSet(topology.get());
+  // The usable CPUs of each core, in the order of nodes, caches and cores.
+  std::vector<std::vector<int>> cores;
+  hwloc_obj_t core = nullptr;
+  while ((core = hwloc_get_next_obj_by_type(topology.get(), HWLOC_OBJ_CORE, core)) != nullptr) {
+    std::vector<int> cpus;
+    for (int cpu = hwloc_bitmap_first(core->cpuset); cpu >= 0;
+         cpu = hwloc_bitmap_next(core->cpuset, cpu)) {
+      if (hwloc_bitmap_isset(usable.get(), static_cast<unsigned>(cpu)) != 0) cpus.push_back(cpu);
+    }
+    if (!cpus.empty()) cores.push_back(std::move(cpus));
+  }
+  std::vector<int> chosen;
+  for (size_t sibling = 0; chosen.size() < static_cast<size_t>(threads); ++sibling) {
+    std::vector<int> cpus;
+    for (const std::vector<int>& of_core : cores) {
+      if (sibling < of_core.size()) cpus.push_back(of_core[sibling]);
+    }
+    if (cpus.empty()) return {};
+    const size_t wanted = std::min(cpus.size(), static_cast<size_t>(threads) - chosen.size());
+    for (size_t i = 0; i < wanted; ++i) chosen.push_back(cpus[i * cpus.size() / wanted]);
+  }
+  return chosen;
 }
 
 MemoryFacts ReadMemoryFacts(const std::string& root) {

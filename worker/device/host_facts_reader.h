@@ -13,6 +13,12 @@ namespace packtrain {
 // Cores, caches and NUMA nodes that this process may use (hwloc), and the CPU limit of its cgroup.
 CpuFacts ReadCpuFacts();
 
+// The CPUs that `threads` threads should be bound to, of those that this process may use: different
+// cores as far as they go, then the cores' other hardware threads, spread evenly over caches and
+// NUMA nodes (and over cores where a virtual machine hides which CPUs share one). Empty if there
+// are more threads than CPUs or nothing can be told.
+std::vector<int> SpreadCpus(int threads);
+
 // Memory, huge pages and limits. `root` is put in front of /proc and /sys ("" for this machine).
 MemoryFacts ReadMemoryFacts(const std::string& root);
 

@@ -4,6 +4,7 @@
 #include <pthread.h>
 #include <sched.h>
 
+#include <algorithm>
 #include <chrono>
 #include <utility>
 
@@ -21,12 +22,12 @@ void BindThread(pthread_t thread, int cpu) {
   pthread_setaffinity_np(thread, sizeof(set), &set);
 }
 
-// Calls `ready` until it is true or `spin_us` have passed; says which.
+// Calls `ready` until it is true or `limit` has passed; says which.
 template <typename Ready>
-bool SpinUntil(int spin_us, Ready ready) {
+bool SpinUntil(std::chrono::nanoseconds limit, Ready ready) {
   if (ready()) return true;
-  if (spin_us <= 0) return false;
-  const auto end = std::chrono::steady_clock::now() + std::chrono::microseconds(spin_us);
+  if (limit.count() <= 0) return false;
+  const auto end = std::chrono::steady_clock::now() + limit;
   do {
     for (int i = 0; i < 64; ++i) {
       if (ready()) return true;
@@ -38,15 +39,24 @@ bool SpinUntil(int spin_us, Ready ready) {
 
 }  // namespace
 
+void CallPredictor::Observe(std::chrono::nanoseconds pause) {
+  // Beyond this a core is worth more than the wake-up.
+  constexpr std::chrono::milliseconds kFarOff(2);
+  if (pause > kFarOff) return;
+  pauses_[next_] = pause;
+  next_ = (next_ + 1) % kRemembered;
+  longest_ = *std::max_element(pauses_.begin(), pauses_.end());
+}
+
 ThreadPool::ThreadPool(ThreadPoolOptions options) {
-  int num_threads = options.num_threads > 0 ? options.num_threads : UsableCpus();
+  const int num_threads = options.num_threads > 0 ? options.num_threads : UsableCpus();
   spin_us_ = options.spin_us >= 0 ? options.spin_us : SpinBudget(num_threads, UsableCpus());
+  idle_spin_ns_ = int64_t{1000} * spin_us_;
   threads_.reserve(static_cast<size_t>(num_threads - 1));
   for (int i = 1; i < num_threads; ++i) threads_.emplace_back([this, i] { RunThread(i); });
   if (options.cpus.empty()) return;
-  for (size_t i = 0; i < static_cast<size_t>(num_threads); ++i) {
-    BindThread(i == 0 ? pthread_self() : threads_[i - 1].native_handle(),
-               options.cpus[i % options.cpus.size()]);
+  for (size_t i = 1; i < static_cast<size_t>(num_threads); ++i) {
+    BindThread(threads_[i - 1].native_handle(), options.cpus[i % options.cpus.size()]);
   }
 }
 
@@ -64,16 +74,27 @@ void ThreadPool::ParallelFor(int count, absl::FunctionRef<void(int, int)> task) 
     return;
   }
   CHECK(count <= kMaxTasks);
+  if (spin_us_ > 0) {
+    predictor_.Observe(std::chrono::steady_clock::now() - last_end_);
+    const std::chrono::nanoseconds idle_spin =
+        predictor_.longest_pause() + std::chrono::microseconds(spin_us_);
+    idle_spin_ns_.store(idle_spin.count(), std::memory_order_relaxed);
+  }
   finished_.store(0, std::memory_order_relaxed);
   task_.store(&task, std::memory_order_relaxed);
   call_.store(static_cast<uint64_t>(count) << 32, std::memory_order_release);
   calls_.fetch_add(1, std::memory_order_release);
   calls_.notify_all();
   finished_.fetch_add(RunTasks(0), std::memory_order_acq_rel);
+  AwaitFinished(count);
+  if (spin_us_ > 0) last_end_ = std::chrono::steady_clock::now();
+}
+
+void ThreadPool::AwaitFinished(int count) {
   for (;;) {
     const int32_t finished = finished_.load(std::memory_order_acquire);
     if (finished == count) return;
-    if (!SpinUntil(spin_us_,
+    if (!SpinUntil(std::chrono::microseconds(spin_us_),
                    [&] { return finished_.load(std::memory_order_acquire) != finished; })) {
       finished_.wait(finished, std::memory_order_acquire);
     }
@@ -94,7 +115,8 @@ int ThreadPool::RunTasks(int thread) {
 
 void ThreadPool::AwaitCall(uint32_t seen) {
   const auto called = [&] { return calls_.load(std::memory_order_acquire) != seen; };
-  if (!SpinUntil(spin_us_, called)) calls_.wait(seen, std::memory_order_acquire);
+  const std::chrono::nanoseconds spin(idle_spin_ns_.load(std::memory_order_relaxed));
+  if (!SpinUntil(spin, called)) calls_.wait(seen, std::memory_order_acquire);
 }
 
 void ThreadPool::RunThread(int thread) {

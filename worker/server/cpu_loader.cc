@@ -8,9 +8,11 @@
 #include <span>
 
 #include "absl/strings/str_format.h"
+#include "common/base/host_limits.h"
 #include "common/base/status_macros.h"
 #include "common/model/weight_segment.h"
 #include "common/weights/gguf.h"
+#include "worker/device/host_facts_reader.h"
 #include "worker/graph/cpu_stage.h"
 #include "worker/graph/layer_weights.h"
 #include "worker/kernels/cpu/kernels.h"
@@ -67,6 +69,16 @@ absl::Status LoadWeights(const LoadRequest& request, const LoadProgress& progres
   return absl::OkStatus();
 }
 
+// The CPUs of an experts worker's threads. None where its threads and the other workers' outnumber
+// the CPUs (nobody may spin there), or where another worker may have as many and would choose the
+// same: the kernel's scheduler shares a CPU better then.
+std::vector<int> PoolCpus(const LoadRequest& request) {
+  const int cpus = UsableCpus();
+  const int threads = request.threads > 0 ? request.threads : cpus;
+  if (request.spin_us == 0 || 2 * threads <= cpus) return {};
+  return SpreadCpus(threads);
+}
+
 absl::Status MakeExperts(const LoadRequest& request, CpuModel* model, LoadedModel* loaded) {
   int first = model->config.num_layers, last = 0;
   for (const auto& [f, l] : request.experts->layers) {
@@ -87,8 +99,8 @@ absl::Status MakeExperts(const LoadRequest& request, CpuModel* model, LoadedMode
     }
   }
   RETURN_IF_ERROR(binder.status());
-  model->pool = std::make_unique<ThreadPool>(
-      ThreadPoolOptions{.num_threads = request.threads, .spin_us = request.spin_us});
+  model->pool = std::make_unique<ThreadPool>(ThreadPoolOptions{
+      .num_threads = request.threads, .spin_us = request.spin_us, .cpus = PoolCpus(request)});
   loaded->experts = std::make_unique<LocalExperts>(
       OpContext{.kernels = model->kernels, .pool = model->pool.get()}, first, std::move(layers));
   loaded->memory.weights = binder.bytes();

@@ -15,36 +15,13 @@ namespace packtrain {
 namespace {
 
 #include "worker/kernels/cpu/grid_avx512.inc"
-constexpr Bytes LevelTable(const int (&levels)[8], int field) {
-  return MakeBytes([&](int n) { return 64 + levels[n >> (3 * field) & 7]; });
-}
-constexpr int kXxsLevels[8] = {4, 12, 20, 28, 36, 44, 52, 62};
-constexpr int kSLevels[8] = {1, 3, 5, 7, 9, 11, 13, 15};
-constexpr Bytes kXxs0 = LevelTable(kXxsLevels, 0), kXxs1 = LevelTable(kXxsLevels, 1);
-constexpr Bytes kS0 = LevelTable(kSLevels, 0), kS1 = LevelTable(kSLevels, 1);
-
-// Byte n is the first sign bit of quad n in the sign bytes of its sub-block (a qword each).
-constexpr Bytes kSignBit0 = MakeBytes([](int n) { return 8 * (n / 2 % 4) + 4 * (n % 2); });
 
 struct Iq3 {
   static constexpr int kBlockWeights = 256;
   static constexpr int kVectors = 4, kStepUnits = 1;
   static constexpr bool kMins = false;
+  static constexpr int kScaleAt = 0;
   static Vec Init(Vec init) { return init; }
-
-  // Planes of the code bytes with the signs of `signs`.
-  static void Decode(Vec low, Vec high, Vec table0, Vec table1, Vec signs, Vec* w) {
-    w[0] = _mm512_permutexvar_epi8(low, table0);
-    w[1] = _mm512_permutexvar_epi8(low, table1);
-    w[2] = _mm512_permutexvar_epi8(high, table0);
-    w[3] = _mm512_permutexvar_epi8(high, table1);
-#pragma GCC unroll 4
-    for (int v = 0; v < 4; ++v) {
-      const Vec bit = _mm512_add_epi8(Load(kSignBit0), _mm512_set1_epi8(static_cast<char>(v)));
-      w[v] = _mm512_mask_sub_epi8(w[v], _mm512_bitshuffle_epi64_mask(signs, bit),
-                                  _mm512_set1_epi8(static_cast<char>(128)), w[v]);
-    }
-  }
 };
 
 class Iq3Xxs : public Iq3 {
@@ -52,22 +29,29 @@ class Iq3Xxs : public Iq3 {
   static constexpr int kBlockBytes = 98, kStepBytes = 98;
   static constexpr float kResultScale = 0.25f;
 
-  void Unpack(const uint8_t* p, WeightUnit<4>* unit) const {
+  void Unpack(const uint8_t* p, const float* d, WeightUnit<4>* unit) const {
     const Vec index = Load(p + 2);
+    const Vec low = low_.Lookup(index), high = high_.Lookup(index);
+    unit->w[0] = Affine<68>(low, kFirst);
+    unit->w[1] = Affine<68>(low, kSecond);
+    unit->w[2] = Affine<68>(high, kFirst);
+    unit->w[3] = Affine<68>(high, kSecond);
     const Vec words =
         _mm512_cvtepu32_epi64(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 66)));
     const Vec seven = _mm512_multishift_epi64_epi8(Load(kSevenBits), words);
-    const Vec signs = _mm512_gf2p8affine_epi64_epi8(seven, _mm512_set1_epi64(EvenSigns(0)), 0);
-    Decode(low_.Lookup(index), high_.Lookup(index), table0_, table1_, signs, unit->w);
-    const Vec scales = _mm512_multishift_epi64_epi8(_mm512_set1_epi8(27), words);
-    unit->scale = LaneScales(Odd(scales), HalfToVector(p));
+    NegateHalves(Affine<0>(seven, EvenSigns(0)), unit->w);
+    const Vec scales = _mm512_multishift_epi64_epi8(_mm512_set1_epi8(28), words);
+    unit->scale = OddScales(scales, _mm512_set1_ps(d[0]));
   }
 
  private:
-  static constexpr Bytes kSevenBits = MakeBytes([](int n) { return 7 * (n % 4); });
+  // Byte 2 c + h: the sign bits of pair c of quads.
+  static constexpr Bytes kSevenBits = MakeBytes([](int n) { return 7 * (n / 2 % 4); });
+  // The levels 4 + 8 code, but 62 for the last, which the table's bits 6 and 7 mark.
+  static constexpr int64_t kFirst = FieldMatrix(0, {8, 16, 32, 0, 0, 0, 2});
+  static constexpr int64_t kSecond = FieldMatrix(3, {8, 16, 32, 0, 2});
 
   Table<4> low_{Grids().iq3_xxs_low}, high_{Grids().iq3_xxs_high};
-  Vec table0_ = Load(kXxs0), table1_ = Load(kXxs1);
 };
 
 class Iq3S : public Iq3 {
@@ -75,23 +59,28 @@ class Iq3S : public Iq3 {
   static constexpr int kBlockBytes = 110, kStepBytes = 110;
   static constexpr float kResultScale = 1.0f;
 
-  void Unpack(const uint8_t* p, WeightUnit<4>* unit) const {
+  void Unpack(const uint8_t* p, const float* d, WeightUnit<4>* unit) const {
     const Vec index = Load(p + 2);
     const __mmask64 bit8 = Load64(p + 66);
-    const Vec signs =
-        _mm512_cvtepu32_epi64(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 74)));
-    Decode(low_.Lookup(index, bit8), high_.Lookup(index, bit8), table0_, table1_, signs, unit->w);
+    const Vec low = low_.Lookup(index, bit8), high = high_.Lookup(index, bit8);
+    unit->w[0] = Affine<65>(low, kFirst);
+    unit->w[1] = Affine<65>(low, kSecond);
+    unit->w[2] = Affine<65>(high, kFirst);
+    unit->w[3] = Affine<65>(high, kSecond);
+    NegateHalves(Twice(p + 74), unit->w);
     const Vec nibbles = _mm512_set1_epi32(static_cast<int>(Load32(p + 106)));
     const Vec scales = _mm512_multishift_epi64_epi8(Load(kNibbleToLane), nibbles);
-    unit->scale = LaneScales(Odd(scales), HalfToVector(p));
+    unit->scale = OddScales(scales, _mm512_set1_ps(d[0]));
   }
 
  private:
   // A nibble per 32 weights, so per two lanes.
-  static constexpr Bytes kNibbleToLane = MakeBytes([](int n) { return (4 * (n / 8) - 1) & 63; });
+  static constexpr Bytes kNibbleToLane = MakeBytes([](int n) { return 4 * (n / 8); });
+  // The levels 1 + 2 code.
+  static constexpr int64_t kFirst = FieldMatrix(0, {2, 4, 8});
+  static constexpr int64_t kSecond = FieldMatrix(3, {2, 4, 8});
 
   Table<8> low_{Grids().iq3_s_low}, high_{Grids().iq3_s_high};
-  Vec table0_ = Load(kS0), table1_ = Load(kS1);
 };
 
 }  // namespace

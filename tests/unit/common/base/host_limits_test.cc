@@ -13,11 +13,14 @@ namespace {
 
 constexpr uint64_t kGiB = uint64_t{1} << 30;
 
-TEST(SpinBudgetTest, NobodySpinsWhereSpinnersWouldTakeEveryCore) {
+TEST(SpinBudgetTest, NobodySpinsWhereSpinnersOutnumberTheCpusOrThereAreTwo) {
+  EXPECT_EQ(SpinBudget(1, 2), 0);
   EXPECT_EQ(SpinBudget(2, 2), 0);
   EXPECT_EQ(SpinBudget(4, 2), 0);
   EXPECT_EQ(SpinBudget(4, 0), 0);
   EXPECT_EQ(SpinBudget(12, 16), 50);
+  EXPECT_EQ(SpinBudget(16, 16), 50);
+  EXPECT_EQ(SpinBudget(17, 16), 0);
   EXPECT_GE(UsableCpus(), 1);
 }
 

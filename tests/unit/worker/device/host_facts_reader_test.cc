@@ -3,9 +3,11 @@
 #include "worker/device/host_facts_reader.h"
 
 #include <gtest/gtest.h>
+#include <sched.h>
 
 #include <filesystem>
 #include <fstream>
+#include <set>
 
 #include "common/base/host_limits.h"
 
@@ -143,6 +145,33 @@ TEST_F(HostFactsReaderTest, ThisMachineHasCoresAndMemory) {
   const MemoryFacts memory = ReadMemoryFacts("");
   EXPECT_GT(memory.total_bytes, 0u);
   EXPECT_LE(memory.available_bytes, memory.total_bytes);
+}
+
+// What this machine has is unknown here, but every thread must get a CPU of its own.
+TEST(SpreadCpusTest, GivesEveryThreadACpuOfItsOwnThatItMayUse) {
+  cpu_set_t allowed;
+  ASSERT_EQ(sched_getaffinity(0, sizeof allowed, &allowed), 0);
+  const int all = CPU_COUNT(&allowed);
+  for (int threads = 1; threads <= all; ++threads) {
+    const std::vector<int> cpus = SpreadCpus(threads);
+    EXPECT_EQ(std::set<int>(cpus.begin(), cpus.end()).size(), static_cast<size_t>(threads));
+    for (const int cpu : cpus) EXPECT_TRUE(CPU_ISSET(static_cast<size_t>(cpu), &allowed)) << cpu;
+  }
+  EXPECT_TRUE(SpreadCpus(all + 1).empty());
+  EXPECT_TRUE(SpreadCpus(0).empty());
+}
+
+TEST(SpreadCpusTest, KeepsToTheAffinityOfTheProcess) {
+  cpu_set_t allowed, one;
+  ASSERT_EQ(sched_getaffinity(0, sizeof allowed, &allowed), 0);
+  int last = CPU_SETSIZE - 1;
+  while (!CPU_ISSET(static_cast<size_t>(last), &allowed)) --last;
+  CPU_ZERO(&one);
+  CPU_SET(static_cast<size_t>(last), &one);
+  ASSERT_EQ(sched_setaffinity(0, sizeof one, &one), 0);
+  EXPECT_EQ(SpreadCpus(1), std::vector<int>{last});
+  EXPECT_TRUE(SpreadCpus(2).empty());
+  ASSERT_EQ(sched_setaffinity(0, sizeof allowed, &allowed), 0);
 }
 
 }  // namespace

@@ -51,6 +51,20 @@ TEST_P(ThreadPoolTest, WakesThreadsThatSleep) {
   }
 }
 
+TEST(CallPredictorTest, ExpectsTheLongestOfTheLastPausesThatAreWorthSpinningOver) {
+  using std::chrono::microseconds;
+  CallPredictor predictor;
+  EXPECT_EQ(predictor.longest_pause(), microseconds(0));
+  for (const int pause : {5, 150, 5, 140, 5}) predictor.Observe(microseconds(pause));
+  EXPECT_EQ(predictor.longest_pause(), microseconds(150));
+  predictor.Observe(std::chrono::seconds(1));  // idle: tells nothing of the next call's pattern
+  EXPECT_EQ(predictor.longest_pause(), microseconds(150));
+  for (int i = 0; i < 5; ++i) predictor.Observe(microseconds(20));
+  EXPECT_EQ(predictor.longest_pause(), microseconds(140));
+  for (int i = 0; i < 8; ++i) predictor.Observe(microseconds(20));
+  EXPECT_EQ(predictor.longest_pause(), microseconds(20));
+}
+
 INSTANTIATE_TEST_SUITE_P(Sizes, ThreadPoolTest,
                          ::testing::Values(ThreadPoolOptions{.num_threads = 1},
                                            ThreadPoolOptions{.num_threads = 2, .spin_us = 0},
