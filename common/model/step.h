@@ -82,12 +82,14 @@ struct SequenceOutput {
   std::vector<std::vector<TokenLogprob>> prompt;
 };
 
-// Where the time of a decode step went, in microseconds.
+// Where the time of a decode step went, in microseconds, and what it took.
 struct StepTimes {
-  float interval = 0;  // since the end of the step before it; 0: that one decoded other tokens
-  float experts = 0;   // the stages waited for experts elsewhere
-  float compute = 0;   // the stages were at work otherwise
-  float control = 0;   // the first stage waited for the step
+  float interval = 0;      // since the end of the step before it; 0: that one decoded other tokens
+  float experts = 0;       // the stages waited for experts elsewhere
+  float compute = 0;       // the stages were at work otherwise
+  float control = 0;       // the first stage waited for the step
+  float experts_read = 0;  // distinct ones that experts workers read for a layer, on average
+  float gpu_operations = 0;  // kernels and copies of all stages
   // What is left: links, and stages that waited for the one in front.
   float hops() const { return std::max(0.0F, interval - experts - compute - control); }
 };

@@ -217,6 +217,8 @@ void EncodeStepResult(const StepResult& result, uint64_t epoch, v1::StepResult* 
   times->set_experts(result.times.experts);
   times->set_compute(result.times.compute);
   times->set_control(result.times.control);
+  times->set_experts_read(result.times.experts_read);
+  times->set_gpu_operations(result.times.gpu_operations);
 }
 
 StepResult DecodeStepResult(const v1::StepResult& in) {
@@ -235,7 +237,8 @@ StepResult DecodeStepResult(const v1::StepResult& in) {
     result.outputs.push_back(std::move(output));
   }
   const v1::StepResult::Times& times = in.times();
-  result.times = {times.interval(), times.experts(), times.compute(), times.control()};
+  result.times = {times.interval(), times.experts(),      times.compute(),
+                  times.control(),  times.experts_read(), times.gpu_operations()};
   return result;
 }
 

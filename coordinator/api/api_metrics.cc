@@ -54,7 +54,14 @@ struct ApiMetrics::Impl {
                         "Requests sent back to waiting because KV pages ran out", *registry)),
         decode_step(Add(prometheus::BuildGauge(), "packtrain_decode_step_seconds",
                         "Where the time of a decode step goes, medians of the last ones",
-                        *registry)) {}
+                        *registry)),
+        decode_experts(Add(prometheus::BuildGauge(), "packtrain_decode_experts_read",
+                           "Distinct experts that experts workers read for a layer of a decode "
+                           "step, median of the last ones",
+                           *registry)),
+        decode_operations(Add(prometheus::BuildGauge(), "packtrain_decode_gpu_operations",
+                              "Kernels and copies of a decode step, median of the last ones",
+                              *registry)) {}
 
   std::shared_ptr<prometheus::Registry> registry;  // shared with the deployments
   prometheus::Family<prometheus::Counter>& replies;
@@ -67,6 +74,8 @@ struct ApiMetrics::Impl {
   prometheus::Family<prometheus::Gauge>& kv_pages;
   prometheus::Family<prometheus::Counter>& preemptions;
   prometheus::Family<prometheus::Gauge>& decode_step;
+  prometheus::Family<prometheus::Gauge>& decode_experts;
+  prometheus::Family<prometheus::Gauge>& decode_operations;
 };
 
 ApiMetrics::ApiMetrics(std::shared_ptr<prometheus::Registry> registry)
@@ -110,6 +119,8 @@ void ApiMetrics::SetLoad(const std::string& model, const DeploymentLoad& load) {
                                  {"control", step.control}}) {
     impl_->decode_step.Add({{"model", model}, {"part", part}}).Set(us * 1e-6);
   }
+  impl_->decode_experts.Add({{"model", model}}).Set(step.experts_read);
+  impl_->decode_operations.Add({{"model", model}}).Set(step.gpu_operations);
   prometheus::Counter& preemptions = impl_->preemptions.Add({{"model", model}});
   preemptions.Increment(std::max(0.0, static_cast<double>(load.preemptions) - preemptions.Value()));
 }

@@ -187,9 +187,9 @@ class Bench {
     absl::StrAppend(
         &out,
         "\n| test | streams | tokens/s | spread | predicted | floor | share of floor | "
-        "bound by | experts touched | threads | step ms: experts + compute + hops + control "
-        "|\n"
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | --- | ---: | ---: | --- |\n");
+        "bound by | experts touched | threads | step ms: experts + compute + hops + control | "
+        "GPU operations |\n"
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | --- | ---: | ---: | --- | ---: |\n");
     for (const Line& line : lines_) {
       absl::StrAppendFormat(&out, "| %s | %d | %.2f | %.2f-%.2f | ", line.test,
                             line.bench_case.streams, line.median(), line.rates.front(),
@@ -201,8 +201,10 @@ class Bench {
       } else {
         absl::StrAppend(&out, " | - | -");
       }
-      absl::StrAppendFormat(&out, " | %s | %s | %s | %s |\n", line.bound, ExpertsText(line),
-                            absl::StrJoin(threads, "+"), StepText(line.step));
+      absl::StrAppendFormat(
+          &out, " | %s | %s | %s | %s | %s |\n", line.bound, ExpertsText(line),
+          absl::StrJoin(threads, "+"), StepText(line.step),
+          line.step.gpu_operations > 0 ? absl::StrFormat("%.0f", line.step.gpu_operations) : "-");
     }
     absl::StrAppendFormat(
         &out,
@@ -210,7 +212,8 @@ class Bench {
         "%d. Floor: all bytes that a step must read, at the rates measured of "
         "the devices that hold them. Step: medians of the last decode "
         "steps; experts is the time that stages waited for them, control that of "
-        "the first stage without a step.\n",
+        "the first stage without a step. Experts touched: expected of a layer and step, and "
+        "what experts workers really read. GPU operations: kernels and copies of a step.\n",
         options_.repeats, service_->speed().decode_depth);
     for (const std::string& text : skipped_) absl::StrAppend(&out, "Skipped: ", text, ".\n");
     return out;
@@ -236,7 +239,10 @@ class Bench {
 
   std::string ExpertsText(const Line& line) const {
     const int experts = service_->facts().config.moe.num_experts;
-    return experts == 0 ? "-" : absl::StrFormat("%.0f of %d", line.experts, experts);
+    if (experts == 0) return "-";
+    const std::string expected = absl::StrFormat("%.1f of %d", line.experts, experts);
+    if (line.step.experts_read <= 0) return expected;
+    return absl::StrFormat("%s, read %.1f", expected, line.step.experts_read);
   }
 
   std::string AsJson() const {
@@ -265,6 +271,8 @@ class Bench {
                   {"experts_touched", line.experts},
                   {"experts", service_->facts().config.moe.num_experts},
                   {"bound", line.bound}};
+      if (line.step.experts_read > 0) one["experts_read"] = line.step.experts_read;
+      if (line.step.gpu_operations > 0) one["gpu_operations"] = line.step.gpu_operations;
       if (line.predicted > 0) one["predicted_tokens_per_s"] = line.predicted;
       if (line.step.interval > 0) {
         one["step_us"] = {{"interval", line.step.interval},

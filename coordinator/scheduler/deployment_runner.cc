@@ -113,13 +113,16 @@ DeploymentLoad DeploymentRunner::load() const {
   load.decode_step = {.interval = Median(decode_steps_, &StepTimes::interval),
                       .experts = Median(decode_steps_, &StepTimes::experts),
                       .compute = Median(decode_steps_, &StepTimes::compute),
-                      .control = Median(decode_steps_, &StepTimes::control)};
+                      .control = Median(decode_steps_, &StepTimes::control),
+                      .experts_read = Median(decode_steps_, &StepTimes::experts_read),
+                      .gpu_operations = Median(decode_steps_, &StepTimes::gpu_operations)};
   return load;
 }
 
 void DeploymentRunner::Record(const StepTimes& times) {
   if (times.interval <= 0 || !std::isfinite(times.interval) ||
-      !std::isfinite(times.experts + times.compute + times.control)) {
+      !std::isfinite(times.experts + times.compute + times.control + times.experts_read +
+                     times.gpu_operations)) {
     return;
   }
   MutexLock lock(&mutex_);

@@ -1,13 +1,16 @@
 """Speeds on one card that need several workers: a model over one, two and four stages, over gRPC,
-and a primary beside a sidecar, alone and at once. Prints tables and judges nothing.
+a primary beside a sidecar, alone and at once, and one and four streams with experts on the CPU.
+Prints tables and judges nothing.
 
   speeds.py stages MODEL.gguf LAYERS [GIB per stage]     all experts on the card
   speeds.py together PRIMARY.gguf RESIDENT SIDECAR.gguf  e.g. resident experts 3-4, rest on the CPU
+  speeds.py streams PRIMARY.gguf RESIDENT [THREADS]      the same, alone
 
 Models: tests/support/synth_gguf.py, in /dev/shm.
 """
 
 import os
+import re
 import statistics
 import sys
 
@@ -91,10 +94,47 @@ def together(primary, resident, sidecar):
                 print("%-10s %16.1f   at once, %s" % (name, statistics.median(values), what))
 
 
+def decode_metrics(server):
+    """Medians of the last decode steps: {"experts": ms, ..., "read": experts, "operations": n}."""
+    text = server.get("/metrics")[1]
+    values = {part: 1e3 * float(value) for part, value in re.findall(
+        r'packtrain_decode_step_seconds\{.*part="(\w+)".*\} (\S+)', text)}
+    for name in ("experts_read", "gpu_operations"):
+        values[name] = float(re.search(r"packtrain_decode_%s\{.*\} (\S+)" % name, text)[1])
+    return values
+
+
+def streams(primary, resident, threads):
+    text = topology([model("m", primary, [stage(resident=resident, memory_gib=70),
+                                          "{device: cpu, role: experts, threads: %d}" % threads],
+                           context=8192)])
+    with Server(text) as server:
+        decode(server, "m", 90)
+        print("%-16s %12s %10s %14s %s" % ("streams", "tokens/s sum", "of one", "experts read",
+                                           "step ms by part, GPU operations"))
+        one = None
+        for what, seeds in (("one", [0]), ("four different", range(1, 5)),
+                            ("four copies", [7] * 4)):
+            sums = []
+            for i in range(3):
+                speeds = in_parallel([lambda s=s: decode(server, "m", s + 10 * i, 128)
+                                      for s in seeds])
+                sums.append(sum(speeds))
+            speed = statistics.median(sums)
+            one = one or speed
+            step = decode_metrics(server)
+            print("%-16s %12.1f %9.2fx %14.1f %s" % (
+                what, speed, speed / one, step.pop("experts_read"),
+                " ".join("%s %.2f" % part for part in step.items())))
+            sys.stdout.flush()
+
+
 if __name__ == "__main__":
     if sys.argv[1:2] == ["stages"] and len(sys.argv) in (4, 5):
         stages(sys.argv[2], int(sys.argv[3]), float((sys.argv[4:] or ["20"])[0]))
     elif sys.argv[1:2] == ["together"] and len(sys.argv) == 5:
         together(*sys.argv[2:])
+    elif sys.argv[1:2] == ["streams"] and len(sys.argv) in (4, 5):
+        streams(sys.argv[2], sys.argv[3], int((sys.argv[4:] or [THREADS])[0]))
     else:
         sys.exit(__doc__)

@@ -22,8 +22,17 @@ using Clock = std::chrono::steady_clock;
 constexpr std::string_view kForwardedTokens = "forwarded_tokens";
 // On the tokens link: [n, 2] of (slot, token).
 constexpr std::string_view kSampledTokens = "sampled_tokens";
-// StepTimes so far: experts, compute and control, [1, 3] in microseconds.
+// StepTimes so far, as an array of StepPart.
 constexpr std::string_view kStepTimes = "step_times";
+enum StepPart : size_t {
+  kExpertsUs,
+  kComputeUs,
+  kControlUs,
+  kExpertsRead,
+  kExpertsRequests,
+  kGpuOperations,
+  kStepParts,
+};
 
 int32_t Microseconds(Clock::duration time) {
   return static_cast<int32_t>(std::chrono::duration_cast<std::chrono::microseconds>(time).count());
@@ -153,10 +162,7 @@ class Engine::Impl {
     if (options_.last) {
       RETURN_IF_ERROR(stage_->Run(ubatch, input_, &unused_));
       Sample(step, result);
-      const std::vector<int32_t> times = TimesSince(begin);
-      result->times.experts = static_cast<float>(times[0]);
-      result->times.compute = static_cast<float>(times[1]);
-      result->times.control = static_cast<float>(times[2]);
+      result->times = Times(TimesSince(begin));
       return absl::OkStatus();
     }
     Bundle* out = sender_->Acquire();
@@ -172,20 +178,38 @@ class Engine::Impl {
       return status;
     }
     if (!forwarded_.empty()) AddTensor(out, kForwardedTokens, forwarded_, 1);
-    AddTensor(out, kStepTimes, TimesSince(begin), 3);
+    AddTensor(out, kStepTimes, TimesSince(begin), kStepParts);
     sender_->Send(out);
     return absl::OkStatus();
   }
 
   // kStepTimes up to and with this stage, which began its part at `begin`.
   std::vector<int32_t> TimesSince(Clock::time_point begin) const {
-    std::vector<int32_t> times = {0, 0, Microseconds(waited_for_step_)};
+    std::vector<int32_t> times(kStepParts);
+    times[kControlUs] = Microseconds(waited_for_step_);
     const BundleTensor* t = options_.first ? nullptr : input_.Find(kStepTimes);
-    if (t != nullptr && t->type == ElementType::kI32 && t->rows == 1 && t->cols == 3)
-      times.assign(t->i32(), t->i32() + 3);
-    const int32_t experts = experts_ == nullptr ? 0 : Microseconds(experts_->waited());
-    times[0] += experts;
-    times[1] += Microseconds(Clock::now() - begin) - experts;
+    if (t != nullptr && t->type == ElementType::kI32 && t->rows == 1 && t->cols == kStepParts)
+      times.assign(t->i32(), t->i32() + kStepParts);
+    const int32_t waited = experts_ == nullptr ? 0 : Microseconds(experts_->waited());
+    const ExpertsUse used = experts_ == nullptr ? ExpertsUse() : experts_->used();
+    times[kExpertsUs] += waited;
+    times[kComputeUs] += Microseconds(Clock::now() - begin) - waited;
+    times[kExpertsRead] += static_cast<int32_t>(used.experts);
+    times[kExpertsRequests] += static_cast<int32_t>(used.requests);
+    times[kGpuOperations] += stage_->gpu_operations();
+    return times;
+  }
+
+  static StepTimes Times(const std::vector<int32_t>& parts) {
+    StepTimes times;
+    times.experts = static_cast<float>(parts[kExpertsUs]);
+    times.compute = static_cast<float>(parts[kComputeUs]);
+    times.control = static_cast<float>(parts[kControlUs]);
+    if (parts[kExpertsRequests] > 0) {
+      times.experts_read =
+          static_cast<float>(parts[kExpertsRead]) / static_cast<float>(parts[kExpertsRequests]);
+    }
+    times.gpu_operations = static_cast<float>(parts[kGpuOperations]);
     return times;
   }
 

@@ -1,8 +1,8 @@
 #pragma once
 
 // The experts seam: (layer, tokens, (expert, weight) pairs) -> one summed row per token. Served by
-// the stage's own device, by an experts worker through its shared-memory mailbox, or over gRPC;
-// the stage does not know which.
+// the stage's own device, by an experts worker through its shared-memory mailbox, or over gRPC. The
+// stage need not know which; one whose device reaches a mailbox by itself uses DeviceMailbox.
 
 #include <algorithm>
 #include <chrono>

@@ -92,6 +92,9 @@ class Stage {
     return nullptr;
   }
 
+  // Kernels and copies that the last Run had a GPU do.
+  virtual int gpu_operations() const { return 0; }
+
   virtual StageMemory memory() const = 0;
 };
 

@@ -280,7 +280,8 @@ class Worker::Impl {
     const StageSpec& spec = *request_.stage;
     const size_t row_bytes = 4 * (static_cast<size_t>(model_.hidden_dim) +
                                   static_cast<size_t>(model_.selection_dim) + 1);
-    const size_t hidden_bytes = row_bytes * static_cast<size_t>(spec.max_tokens);
+    constexpr size_t kStepTimesBytes = 64;
+    const size_t hidden_bytes = row_bytes * static_cast<size_t>(spec.max_tokens) + kStepTimesBytes;
     EngineLinks links;
     // Receiving ends first: opening them waits for nobody, and the senders wait for them.
     if (connect.has_upstream()) {

@@ -26,6 +26,7 @@ absl::Status CudaRecording::End() {
   RETURN_IF_CUDA(cudaStreamEndCapture(stream_, &graph));
   size_t nodes = 0;
   int code = cudaGraphGetNodes(graph, nullptr, &nodes);
+  nodes_ += static_cast<int>(nodes);
   Segment& segment = segments_.emplace_back();
   if (code == 0 && nodes > 0) code = cudaGraphInstantiate(&segment.graph, graph, 0);
   cudaGraphDestroy(graph);

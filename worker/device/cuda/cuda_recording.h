@@ -31,6 +31,8 @@ class CudaRecording {
 
   // Enqueues everything, stopping at a call that fails.
   absl::Status Replay(cuda::Stream stream) const;
+  // Kernels and copies in it.
+  int nodes() const { return nodes_; }
 
  private:
   struct Segment {
@@ -39,6 +41,7 @@ class CudaRecording {
   };
   cuda::Stream stream_ = nullptr;
   std::vector<Segment> segments_;
+  int nodes_ = 0;
 };
 
 }  // namespace packtrain

@@ -102,6 +102,7 @@ struct CudaRun {
   size_t unpacked_capacity = 0;  // elements
 
   absl::Status status;
+  int operations = 0;  // that this ubatch had the device do; of a recording, its nodes
 
   // While a step is recorded: see OnHost.
   CudaRecording* recording = nullptr;
@@ -134,9 +135,11 @@ struct CudaRun {
 };
 
 // Evaluates a kernel launch unless the run only measures.
-#define LAUNCH(run, call)                               \
-  do {                                                  \
-    if (!(run)->measuring) (run)->Check((call), #call); \
+#define LAUNCH(run, call)                                     \
+  do {                                                        \
+    if ((run)->measuring) break;                              \
+    (run)->operations += (run)->recording == nullptr ? 1 : 0; \
+    (run)->Check((call), #call);                              \
   } while (false)
 
 // Gives scratch memory back.

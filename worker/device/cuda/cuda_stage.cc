@@ -533,6 +533,7 @@ void CudaStage::RunDecodeStep() {
     found->second = std::move(recording);
   }
   run_.status.Update(found->second->Replay(run_.stream));
+  run_.operations += found->second->nodes();
   remote_experts_.NoteReplay();
 }
 
@@ -650,6 +651,7 @@ absl::Status CudaStage::Run(const Ubatch& ubatch, const Bundle& in, Bundle* out)
   RETURN_IF_CUDA(cudaSetDevice(options_.device));
   run_.status = absl::OkStatus();
   run_.scratch_used = 0;
+  run_.operations = 0;
   ASSIGN_OR_RETURN(const bool other_mailboxes, remote_experts_.Follow());
   if (other_mailboxes) recordings_.clear();
   PrepareState(ubatch);

@@ -45,6 +45,7 @@ class CudaStage : public Stage {
   absl::Status Run(const Ubatch& ubatch, const Bundle& in, Bundle* out) override;
   std::span<const float> logits() const override { return logits_view_; }
   const SequenceOutput* sampled(size_t index) const override { return sampler_.output(index); }
+  int gpu_operations() const override { return run_.operations; }
   StageMemory memory() const override { return memory_; }
 
  private:

@@ -192,7 +192,7 @@ uint32_t RemoteExperts::Awaited() const {
 
 absl::Status RemoteExperts::Synchronize(cuda::Stream stream) {
   // CPU experts take milliseconds a step and want every core meanwhile.
-  constexpr std::chrono::microseconds kNap(50);
+  constexpr std::chrono::microseconds kNap(100);
   constexpr std::chrono::milliseconds kCheck(10);
   Clock::time_point check = Clock::now() + kCheck;
   while (enqueued_ > 0 && Awaited() < enqueued_) {

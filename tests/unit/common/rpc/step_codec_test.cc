@@ -189,7 +189,12 @@ TEST(StepCodecTest, AResultComesBackWithItsStatus) {
   result.outputs[0].logprob = -0.5F;
   result.outputs[0].top = {{11, -0.5F}, {3, -2}};
   result.outputs[0].prompt = {{{1, -1}}, {}};
-  result.times = {.interval = 9.5F, .experts = 4, .compute = 3, .control = 0.5F};
+  result.times = {.interval = 9.5F,
+                  .experts = 4,
+                  .compute = 3,
+                  .control = 0.5F,
+                  .experts_read = 14.5F,
+                  .gpu_operations = 321};
   v1::StepResult message;
   EncodeStepResult(result, 4, &message);
   EXPECT_EQ(message.epoch(), 4u);
@@ -209,6 +214,8 @@ TEST(StepCodecTest, AResultComesBackWithItsStatus) {
   EXPECT_EQ(back.times.compute, 3);
   EXPECT_EQ(back.times.control, 0.5F);
   EXPECT_EQ(back.times.hops(), 2);
+  EXPECT_EQ(back.times.experts_read, 14.5F);
+  EXPECT_EQ(back.times.gpu_operations, 321);
 }
 
 TEST(StepCodecTest, AnUnknownStatusCodeIsAnErrorAndNeverOk) {

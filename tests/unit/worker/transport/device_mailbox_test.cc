@@ -31,6 +31,8 @@ class Backend : public ExpertsBackend {
   static constexpr int kUnknownLayer = 99;
   absl::Status Compute(const ExpertsRequest& r, float* y) override {
     std::unique_lock lock(mutex_);
+    ++calls_;
+    changed_.notify_all();
     changed_.wait(lock, [this] { return !held_; });
     if (r.layer == kUnknownLayer) return absl::InvalidArgumentError("no layer 99 here");
     for (int t = 0; t < r.tokens; ++t) {
@@ -40,6 +42,10 @@ class Backend : public ExpertsBackend {
       }
     }
     return absl::OkStatus();
+  }
+  void AwaitCall() {
+    std::unique_lock lock(mutex_);
+    changed_.wait(lock, [this] { return calls_ > 0; });
   }
   void Hold(bool held) {
     const std::lock_guard lock(mutex_);
@@ -51,6 +57,7 @@ class Backend : public ExpertsBackend {
   std::mutex mutex_;
   std::condition_variable changed_;
   bool held_ = false;
+  int calls_ = 0;
 };
 
 enum class Outcome { kReply, kCode, kClosed, kTimedOut };
@@ -164,6 +171,7 @@ TEST_P(DeviceMailboxTest, TheReplyOfARequestThatWasGivenUpMatchesNothing) {
   backend_.Hold(true);
   const std::vector<float> x(32, 1.0F);
   device_->Post(1, 3, x, {1, 0});
+  backend_.AwaitCall();
   EXPECT_EQ(device_->Await(milliseconds(20)), Outcome::kTimedOut);
   EXPECT_TRUE(absl::IsDeadlineExceeded(mailbox_->TimedOut(3)));
   mailbox_->EndStep({});
