@@ -36,6 +36,10 @@ Bundle* BundleSender::Acquire() {
 
 void BundleSender::Send(Bundle* bundle) {
   MutexLock lock(&mutex_);
+  if (queue_.empty() && !sending_ && link_->TrySend(*bundle)) {
+    free_.push_back(bundle);
+    return;
+  }
   queue_.push_back(bundle);
   changed_.NotifyAll();
 }
@@ -65,6 +69,7 @@ void BundleSender::Run() {
       if (stop_) return;
       bundle = queue_.front();
       queue_.pop_front();
+      sending_ = true;
     }
     if (!broken) {
       const absl::Status status = link_->Send(*bundle, std::chrono::steady_clock::now() + timeout_);
@@ -73,7 +78,10 @@ void BundleSender::Run() {
         on_error_(status);
       }
     }
-    Release(bundle);
+    MutexLock lock(&mutex_);
+    sending_ = false;
+    free_.push_back(bundle);
+    changed_.NotifyAll();
   }
 }
 

@@ -1,6 +1,7 @@
 #pragma once
 
-// Sends bundles from a thread of its own, so that a stage can run the next step meanwhile.
+// Sends bundles from a thread of its own, so that a stage can run the next step meanwhile; those
+// that the link takes at once, from the stage's.
 
 #include <chrono>
 #include <deque>
@@ -42,6 +43,7 @@ class BundleSender {
   CondVar changed_;
   std::vector<Bundle*> free_ ABSL_GUARDED_BY(mutex_);
   std::deque<Bundle*> queue_ ABSL_GUARDED_BY(mutex_);
+  bool sending_ ABSL_GUARDED_BY(mutex_) = false;
   bool stop_ ABSL_GUARDED_BY(mutex_) = false;
   std::thread thread_;
 };
