@@ -132,23 +132,25 @@ class FleetPipeline::Impl {
     callback_ = std::move(callback);
   }
 
-  void Submit(Step step) {
-    v1::CoordinatorMessage message;
+  void Submit(const std::vector<Step>& steps) {
     // One at a time: all workers must get the steps in the same order.
     MutexLock submit_lock(&submit_mutex_);
     uint64_t epoch = 0;
     {
       MutexLock lock(&mutex_);
-      pending_.push_back(step.id);
+      for (const Step& step : steps) pending_.push_back(step.id);
       if (state_ != FleetState::kReady || broken_) {
         changed_.NotifyAll();
-        return;  // the supervisor fails it
+        return;  // the supervisor fails them
       }
       epoch = epoch_;
     }
-    EncodeStep(step, epoch, message.mutable_step());
+    std::vector<v1::CoordinatorMessage> messages(steps.size());
+    for (size_t i = 0; i < steps.size(); ++i) {
+      EncodeStep(steps[i], epoch, messages[i].mutable_step());
+    }
     // Stages cannot be replaced meanwhile: the supervisor takes submit_mutex_ for that.
-    for (WorkerConnection* stage : stages_) stage->Send(message);
+    for (WorkerConnection* stage : stages_) stage->Send(messages);
   }
 
  private:
@@ -588,7 +590,7 @@ void FleetPipeline::Stop() { impl_->Stop(); }
 FleetState FleetPipeline::state() const { return impl_->state(); }
 std::string FleetPipeline::reason() const { return impl_->reason(); }
 PipelineLimits FleetPipeline::limits() const { return impl_->limits(); }
-void FleetPipeline::Submit(Step step) { impl_->Submit(std::move(step)); }
+void FleetPipeline::Submit(std::vector<Step> steps) { impl_->Submit(steps); }
 void FleetPipeline::SetResultCallback(std::function<void(StepResult)> callback) {
   impl_->SetResultCallback(std::move(callback));
 }

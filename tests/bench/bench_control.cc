@@ -123,7 +123,7 @@ void BenchFleet(int stages) {
     if (s.start % kPagePositions == 0) s.pages = {s.first_page};
     s.output = StepOutputKind::kSample;
     const Clock::time_point begin = Clock::now();
-    fleet.Submit({id, {std::move(s)}});
+    fleet.Submit({Step{id, {std::move(s)}}});
     done.wait(id - 1);
     us.push_back(std::chrono::duration<double, std::micro>(Clock::now() - begin).count());
   }
