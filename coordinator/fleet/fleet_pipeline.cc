@@ -33,7 +33,9 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-constexpr std::chrono::seconds kStartTimeout(20);
+constexpr std::chrono::milliseconds kStartTimeout(20'000);
+// Somebody has started it, or has not: no use in waiting. Together with what comes before, 2 s.
+constexpr std::chrono::milliseconds kRemoteStartTimeout(1000);
 // Opening links waits for the slowest worker, which may have to finish a layer first.
 constexpr std::chrono::seconds kConnectTimeout(30);
 constexpr std::chrono::milliseconds kHealthEvery(300);
@@ -270,8 +272,10 @@ class FleetPipeline::Impl {
       Break(absl::UnavailableError(
           absl::StrCat(worker->name(), ": ", std::string(status.message()))));
     };
-    const absl::Status status =
-        worker->Start(epoch_, std::move(events), kStartTimeout, [this] { return !stopping(); });
+    const bool must_be_there = !worker->local() && state() == FleetState::kStarting;
+    const absl::Status status = worker->Start(epoch_, std::move(events),
+                                              must_be_there ? kRemoteStartTimeout : kStartTimeout,
+                                              [this] { return !stopping(); });
     if (status.ok()) return status;
     return absl::UnavailableError(
         absl::StrCat(worker->name(), ": ", worker->Diagnose(std::string(status.message()))));
@@ -301,10 +305,13 @@ class FleetPipeline::Impl {
 
   absl::Status StartAll() {
     std::vector<FleetWorker*> all;
-    for (auto& worker : workers_) {
-      RETURN_IF_ERROR(StartWorker(worker.get()));
-      all.push_back(worker.get());
+    // First those that may be missing.
+    for (const bool local : {false, true}) {
+      for (auto& worker : workers_) {
+        if (worker->local() == local) RETURN_IF_ERROR(StartWorker(worker.get()));
+      }
     }
+    for (auto& worker : workers_) all.push_back(worker.get());
     return Load(all);
   }
 
