@@ -19,8 +19,11 @@ constexpr int kMaxMessageBytes = 4 << 20;
 // gRPC would shut its library down whenever its last object of a process goes, and that can wait up
 // to ten seconds for its own poller. Held until the process ends instead.
 // Its own log would repeat in its words what our messages say; GRPC_VERBOSITY brings it back.
+// Its default poller is one set of descriptors for all threads, any of which may be woken to pass a
+// message on to the one that waits for it; with "poll" each waits for its own.
 void KeepLibrary() {
-  static const bool kept = (setenv("GRPC_VERBOSITY", "NONE", 0), grpc_init(), true);
+  static const bool kept = (setenv("GRPC_VERBOSITY", "NONE", 0),
+                            setenv("GRPC_POLL_STRATEGY", "poll", 0), grpc_init(), true);
   static_cast<void>(kept);
 }
 

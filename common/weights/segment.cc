@@ -8,10 +8,12 @@
 #include <sys/vfs.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
 #include <fstream>
+#include <thread>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -102,6 +104,18 @@ absl::Status Fill(int fd, const GgufFile& file, const SegmentLayout& layout,
   RETURN_IF_ERROR(ReadDirect(paths, std::move(reads), options.threads, options.progress));
   std::memcpy(mapping.data(), layout.header.data(), layout.header.size());
   return absl::OkStatus();
+}
+
+// Enters all pages in the page table, so that the first tokens do not pay for that. A wish only: a
+// kernel that cannot leaves each page to its first use.
+void Populate(std::byte* data, uint64_t bytes, int threads) {
+  const uint64_t share = RoundUp(bytes / static_cast<uint64_t>(threads), kHugePage);
+  std::vector<std::thread> workers;
+  for (uint64_t at = 0; at < bytes; at += share) {
+    workers.emplace_back(
+        [=] { madvise(data + at, std::min(share, bytes - at), MADV_POPULATE_READ); });
+  }
+  for (std::thread& worker : workers) worker.join();
 }
 
 }  // namespace
@@ -195,6 +209,7 @@ absl::StatusOr<std::unique_ptr<Segment>> Segment::Open(int fd, const GgufFile& f
         absl::StrFormat("weight segment holds other tensors than %s needs", file.path()));
   }
   madvise(mapping.data(), layout.bytes, MADV_HUGEPAGE);
+  Populate(mapping.data(), layout.bytes, options.threads);
   struct statfs fs {};
   const bool hugetlb = fstatfs(fd, &fs) == 0 && fs.f_type == HUGETLBFS_MAGIC;
   segment->pages_ = hugetlb ? "hugetlb" : "4 KiB or transparent huge pages";

@@ -52,7 +52,7 @@ struct SegmentFillOptions {
   std::function<bool(uint64_t done, uint64_t total)> progress;
 };
 
-// A finished segment, mapped read-only.
+// A finished segment, mapped read-only with all its pages: using them costs no faults.
 class Segment {
  public:
   // Fills the segment behind `fd` (borrowed) by parallel direct reads and seals it; if it is sealed

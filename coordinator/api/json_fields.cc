@@ -125,8 +125,8 @@ absl::Status JsonFields::Read(const char* name, float min, float max, bool open,
   // Compared as float: a tiny positive double must not become a forbidden zero.
   const auto narrow = static_cast<float>(number);
   if (!field->is_number() || !(narrow >= min && narrow <= max) || (open && narrow <= min)) {
-    return Wrong(
-        name, absl::StrFormat("a number %s %g and at most %g", open ? "above" : "from", min, max));
+    return Wrong(name, open ? absl::StrFormat("a number above %g and at most %g", min, max)
+                            : absl::StrFormat("a number from %g to %g", min, max));
   }
   *value = narrow;
   return absl::OkStatus();

@@ -33,7 +33,9 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-constexpr std::chrono::seconds kStartTimeout(20);
+constexpr std::chrono::milliseconds kStartTimeout(20'000);
+// Somebody has started it, or has not: no use in waiting. Together with what comes before, 2 s.
+constexpr std::chrono::milliseconds kRemoteStartTimeout(1000);
 // Opening links waits for the slowest worker, which may have to finish a layer first.
 constexpr std::chrono::seconds kConnectTimeout(30);
 constexpr std::chrono::milliseconds kLossAfterLink(300);
@@ -133,23 +135,25 @@ class FleetPipeline::Impl {
     callback_ = std::move(callback);
   }
 
-  void Submit(Step step) {
-    v1::CoordinatorMessage message;
+  void Submit(const std::vector<Step>& steps) {
     // One at a time: all workers must get the steps in the same order.
     MutexLock submit_lock(&submit_mutex_);
     uint64_t epoch = 0;
     {
       MutexLock lock(&mutex_);
-      pending_.push_back(step.id);
+      for (const Step& step : steps) pending_.push_back(step.id);
       if (state_ != FleetState::kReady || broken_) {
         changed_.NotifyAll();
-        return;  // the supervisor fails it
+        return;  // the supervisor fails them
       }
       epoch = epoch_;
     }
-    EncodeStep(step, epoch, message.mutable_step());
+    std::vector<v1::CoordinatorMessage> messages(steps.size());
+    for (size_t i = 0; i < steps.size(); ++i) {
+      EncodeStep(steps[i], epoch, messages[i].mutable_step());
+    }
     // Stages cannot be replaced meanwhile: the supervisor takes submit_mutex_ for that.
-    for (WorkerConnection* stage : stages_) stage->Send(message);
+    for (WorkerConnection* stage : stages_) stage->Send(messages);
   }
 
  private:
@@ -269,8 +273,10 @@ class FleetPipeline::Impl {
       Break(absl::UnavailableError(
           absl::StrCat(worker->name(), ": ", std::string(status.message()))));
     };
-    const absl::Status status =
-        worker->Start(epoch_, std::move(events), kStartTimeout, [this] { return !stopping(); });
+    const bool must_be_there = !worker->local() && state() == FleetState::kStarting;
+    const absl::Status status = worker->Start(epoch_, std::move(events),
+                                              must_be_there ? kRemoteStartTimeout : kStartTimeout,
+                                              [this] { return !stopping(); });
     if (status.ok()) return status;
     return absl::UnavailableError(
         absl::StrCat(worker->name(), ": ", worker->Diagnose(std::string(status.message()))));
@@ -300,10 +306,13 @@ class FleetPipeline::Impl {
 
   absl::Status StartAll() {
     std::vector<FleetWorker*> all;
-    for (auto& worker : workers_) {
-      RETURN_IF_ERROR(StartWorker(worker.get()));
-      all.push_back(worker.get());
+    // First those that may be missing.
+    for (const bool local : {false, true}) {
+      for (auto& worker : workers_) {
+        if (worker->local() == local) RETURN_IF_ERROR(StartWorker(worker.get()));
+      }
     }
+    for (auto& worker : workers_) all.push_back(worker.get());
     return Load(all);
   }
 
@@ -603,7 +612,7 @@ void FleetPipeline::Stop() { impl_->Stop(); }
 FleetState FleetPipeline::state() const { return impl_->state(); }
 std::string FleetPipeline::reason() const { return impl_->reason(); }
 PipelineLimits FleetPipeline::limits() const { return impl_->limits(); }
-void FleetPipeline::Submit(Step step) { impl_->Submit(std::move(step)); }
+void FleetPipeline::Submit(std::vector<Step> steps) { impl_->Submit(steps); }
 void FleetPipeline::SetResultCallback(std::function<void(StepResult)> callback) {
   impl_->SetResultCallback(std::move(callback));
 }

@@ -9,6 +9,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "coordinator/placement/plan.h"
@@ -49,7 +50,7 @@ class FleetPipeline : public Pipeline {
   std::string reason() const;
 
   PipelineLimits limits() const override;
-  void Submit(Step step) override;
+  void Submit(std::vector<Step> steps) override;
   void SetResultCallback(std::function<void(StepResult)> callback) override;
 
  private:

@@ -26,11 +26,12 @@ absl::Status FleetWorker::Start(uint64_t epoch, WorkerConnection::Events events,
   if (local()) {
     // A new name each time: the socket of a killed worker stays behind.
     address = absl::StrCat("unix:", options_.socket_directory, "/", plan_.name, ".", ++starts_);
-    std::vector<std::string> arguments = {"--listen", address, "--device", plan_.device};
-    if (!options_.data_host.empty()) {
-      arguments.insert(arguments.end(), {"--data-listen", absl::StrCat(options_.data_host, ":0")});
-      if (options_.insecure) arguments.emplace_back("--insecure");
-    }
+    const bool elsewhere = !options_.data_host.empty();  // somebody there needs to reach it
+    std::vector<std::string> arguments = {
+        "--listen",      address,
+        "--data-listen", elsewhere ? absl::StrCat(options_.data_host, ":0") : address + ".data",
+        "--device",      plan_.device};
+    if (elsewhere && options_.insecure) arguments.emplace_back("--insecure");
     std::vector<int> inherited;
     if (segment_fd_ >= 0) inherited.push_back(segment_fd_);
     for (const FleetWorker* experts : streams_from_) inherited.push_back(experts->segment_fd());

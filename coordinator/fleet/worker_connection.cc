@@ -34,9 +34,16 @@ class WorkerConnection::Impl {
     reader_.join();
   }
 
-  bool Send(const v1::CoordinatorMessage& message) {
+  bool Send(std::span<const v1::CoordinatorMessage> messages) {
     MutexLock lock(&write_mutex_);
-    return stream_->Write(message);
+    bool sent = true;
+    for (size_t i = 0; i < messages.size(); ++i) {
+      grpc::WriteOptions options;
+      // Goes out with the last.
+      if (i + 1 < messages.size()) options.set_buffer_hint();
+      sent = stream_->Write(messages[i], options);
+    }
+    return sent;
   }
 
   void Begin(const v1::CoordinatorMessage& request, int answer) {
@@ -45,7 +52,7 @@ class WorkerConnection::Impl {
       expected_ = answer;
       answer_.reset();
     }
-    Send(request);
+    Send(std::span(&request, 1));
   }
 
   absl::StatusOr<v1::WorkerMessage> Finish(std::chrono::milliseconds timeout) {
@@ -137,7 +144,12 @@ absl::StatusOr<std::unique_ptr<WorkerConnection>> WorkerConnection::Connect(
 
 WorkerConnection::WorkerConnection(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 WorkerConnection::~WorkerConnection() = default;
-bool WorkerConnection::Send(const v1::CoordinatorMessage& message) { return impl_->Send(message); }
+bool WorkerConnection::Send(const v1::CoordinatorMessage& message) {
+  return impl_->Send(std::span(&message, 1));
+}
+bool WorkerConnection::Send(std::span<const v1::CoordinatorMessage> messages) {
+  return impl_->Send(messages);
+}
 void WorkerConnection::Begin(const v1::CoordinatorMessage& request, int answer) {
   impl_->Begin(request, answer);
 }

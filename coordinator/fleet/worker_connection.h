@@ -5,6 +5,7 @@
 #include <chrono>
 #include <functional>
 #include <memory>
+#include <span>
 #include <string>
 
 #include "absl/status/status.h"
@@ -37,6 +38,8 @@ class WorkerConnection {
 
   // Any thread. False if the stream is gone; the loss is reported by the event.
   bool Send(const v1::CoordinatorMessage& message);
+  // All in one piece: one wake-up of the worker.
+  bool Send(std::span<const v1::CoordinatorMessage> messages);
 
   // Sends a request and waits for its answer: the message whose case number is `answer`. One call
   // at a time. Errors: what the worker says, UNAVAILABLE if it is gone, DEADLINE_EXCEEDED.

@@ -185,9 +185,9 @@ void DeploymentRunner::SendSteps() {
   if (available_ && !scheduler_.pipeline_up() && scheduler_.steps_in_flight() == 0) {
     scheduler_.OnPipelineReady(pipeline_->limits(), Now());
   }
-  while (std::optional<Step> step = scheduler_.NextStep(Now())) {
-    pipeline_->Submit(std::move(*step));
-  }
+  std::vector<Step> steps;
+  while (std::optional<Step> step = scheduler_.NextStep(Now())) steps.push_back(*std::move(step));
+  if (!steps.empty()) pipeline_->Submit(std::move(steps));
 }
 
 // Makes what other threads ask for agree with the scheduler.

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "common/model/step.h"
@@ -24,9 +25,9 @@ class Pipeline {
  public:
   virtual ~Pipeline() = default;
   virtual PipelineLimits limits() const = 0;
-  // Sends a step to all stages without waiting; results come through the callback in step order,
+  // Sends steps to all stages without waiting; results come through the callback in step order,
   // from a thread of the pipeline's. Submit after a failure fails the same way at once.
-  virtual void Submit(Step step) = 0;
+  virtual void Submit(std::vector<Step> steps) = 0;
   // Set once before the first Submit. Called for every submitted step exactly once.
   virtual void SetResultCallback(std::function<void(StepResult)> callback) = 0;
 };

@@ -169,7 +169,7 @@ void Scheduler::OnResult(const StepResult& result, SchedulerTime now) {
   for (int32_t page : record.pages) pool_->RemoveUser(page);
   for (int32_t snapshot : record.snapshots) cache_->UnpinSnapshot(snapshot);
   if (record.group >= 0) {
-    groups_->StepReturned(record.group);
+    groups_->StepReturned(record.group, result.times.interval);
   } else {
     --prefill_in_flight_;
   }

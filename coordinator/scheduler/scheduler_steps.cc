@@ -251,7 +251,8 @@ void Scheduler::SaveSnapshot(Sequence* sequence, StepSequence* part, InFlight* r
 
 bool Scheduler::AddDecode(Sequence* sequence, Step* step, InFlight* record) {
   const int planned = sequence->num_ids() + sequence->samples_pending;
-  if (sequence->samples_pending >= 2 || planned >= sequence->ids_max) return false;
+  if (sequence->samples_pending >= groups_->steps_max() || planned >= sequence->ids_max)
+    return false;
   if (PagesFor(sequence->computed + 1) > static_cast<int>(sequence->pages.size()) &&
       !GrowPages(sequence)) {
     return false;

@@ -8,8 +8,8 @@
 #include <vector>
 
 #include "coordinator/scheduler/deployment_runner.h"
-#include "tests/sim/number_tokenizer.h"
 #include "tests/sim/instant_pipeline.h"
+#include "tests/sim/number_tokenizer.h"
 #include "tests/sim/recording_sink.h"
 
 namespace packtrain {
@@ -76,9 +76,11 @@ class AnsweringPipeline : public Pipeline {
  public:
   explicit AnsweringPipeline(int num_stages) : limits_(Limits(num_stages)) {}
   PipelineLimits limits() const override { return limits_; }
-  void Submit(Step step) override {
-    ++steps;
-    callback_(Answer(step));
+  void Submit(std::vector<Step> batch) override {
+    for (const Step& step : batch) {
+      ++steps;
+      callback_(Answer(step));
+    }
   }
   void SetResultCallback(std::function<void(StepResult)> callback) override {
     callback_ = std::move(callback);

@@ -157,7 +157,7 @@ class Deployment {
     Step step;
     step.id = ++last_id_;
     step.sequences.push_back(std::move(s));
-    fleet_->Submit(std::move(step));
+    fleet_->Submit({std::move(step)});
     return last_id_;
   }
 

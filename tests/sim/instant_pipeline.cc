@@ -1,5 +1,7 @@
 #include "tests/sim/instant_pipeline.h"
 
+#include <algorithm>
+#include <iterator>
 #include <utility>
 
 namespace packtrain {
@@ -16,9 +18,9 @@ InstantPipeline::~InstantPipeline() {
   thread_.join();
 }
 
-void InstantPipeline::Submit(Step step) {
+void InstantPipeline::Submit(std::vector<Step> steps) {
   MutexLock lock(&mutex_);
-  steps_.push_back(std::move(step));
+  std::move(steps.begin(), steps.end(), std::back_inserter(steps_));
   changed_.NotifyOne();
 }
 

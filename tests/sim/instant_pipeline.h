@@ -18,7 +18,7 @@ class InstantPipeline : public Pipeline {
   ~InstantPipeline() override;
 
   PipelineLimits limits() const override { return limits_; }
-  void Submit(Step step) override;
+  void Submit(std::vector<Step> steps) override;
   void SetResultCallback(std::function<void(StepResult)> callback) override;
 
   // From now on steps fail; Restart makes the stages empty and usable again.

@@ -3,18 +3,6 @@
 #include <utility>
 
 namespace packtrain {
-namespace {
-
-// A decode step's: takes a link some microseconds.
-constexpr size_t kSmallBytes = size_t{256} << 10;
-
-bool IsSmall(const Bundle& bundle) {
-  size_t bytes = 0;
-  for (const BundleTensor& t : bundle.tensors) bytes += t.bytes();
-  return bytes <= kSmallBytes;
-}
-
-}  // namespace
 
 BundleSender::BundleSender(std::unique_ptr<SendLink> link, std::chrono::milliseconds timeout,
                            std::function<void(const absl::Status&)> on_error)
@@ -33,7 +21,7 @@ BundleSender::~BundleSender() {
     stop_ = true;
     changed_.NotifyAll();
   }
-  Close();
+  link_->Close();
   thread_.join();
 }
 
@@ -47,16 +35,13 @@ Bundle* BundleSender::Acquire() {
 }
 
 void BundleSender::Send(Bundle* bundle) {
-  {
-    MutexLock lock(&mutex_);
-    if (sending_ || !queue_.empty() || !IsSmall(*bundle)) {
-      queue_.push_back(bundle);
-      changed_.NotifyAll();
-      return;
-    }
-    sending_ = true;
+  MutexLock lock(&mutex_);
+  if (queue_.empty() && !sending_ && link_->TrySend(*bundle)) {
+    free_.push_back(bundle);
+    return;
   }
-  SendNow(bundle);
+  queue_.push_back(bundle);
+  changed_.NotifyAll();
 }
 
 void BundleSender::Release(Bundle* bundle) {
@@ -74,32 +59,29 @@ void BundleSender::SendError(uint64_t epoch, uint64_t step_id, const absl::Statu
   Send(bundle);
 }
 
-void BundleSender::SendNow(Bundle* bundle) {
-  if (!broken_) {
-    const absl::Status status = link_->Send(*bundle, std::chrono::steady_clock::now() + timeout_);
-    if (!status.ok()) {
-      broken_ = true;
-      on_error_(status);
-    }
-  }
-  MutexLock lock(&mutex_);
-  sending_ = false;
-  free_.push_back(bundle);
-  changed_.NotifyAll();
-}
-
 void BundleSender::Run() {
+  bool broken = false;
   while (true) {
     Bundle* bundle = nullptr;
     {
       MutexLock lock(&mutex_);
-      while ((queue_.empty() || sending_) && !stop_) changed_.Wait(&mutex_);
+      while (queue_.empty() && !stop_) changed_.Wait(&mutex_);
       if (stop_) return;
       bundle = queue_.front();
       queue_.pop_front();
       sending_ = true;
     }
-    SendNow(bundle);
+    if (!broken) {
+      const absl::Status status = link_->Send(*bundle, std::chrono::steady_clock::now() + timeout_);
+      if (!status.ok()) {
+        broken = true;
+        on_error_(status);
+      }
+    }
+    MutexLock lock(&mutex_);
+    sending_ = false;
+    free_.push_back(bundle);
+    changed_.NotifyAll();
   }
 }
 

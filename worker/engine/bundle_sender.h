@@ -1,7 +1,7 @@
 #pragma once
 
-// Sends bundles: large ones from a thread of its own, so that a stage can run the next step
-// meanwhile; small ones at once, because waking that thread takes longer than sending them.
+// Sends bundles from a thread of its own, so that a stage can run the next step meanwhile; those
+// that the link takes at once, from the stage's.
 
 #include <chrono>
 #include <deque>
@@ -17,8 +17,7 @@ namespace packtrain {
 
 class BundleSender {
  public:
-  // `on_error` is called by the thread that sends when the link breaks; bundles are dropped from
-  // then.
+  // `on_error` is called by the sending thread when the link breaks; bundles are dropped from then.
   BundleSender(std::unique_ptr<SendLink> link, std::chrono::milliseconds timeout,
                std::function<void(const absl::Status&)> on_error);
   // Drops what was not sent.
@@ -28,8 +27,6 @@ class BundleSender {
   Bundle* Acquire();
   // Sends an acquired bundle after all before it.
   void Send(Bundle* bundle);
-  // Ends calls that wait; bundles are dropped from then. Any thread.
-  void Close() { link_->Close(); }
   // Gives an acquired bundle back unsent.
   void Release(Bundle* bundle);
   // Acquires and sends an error for a step.
@@ -37,10 +34,8 @@ class BundleSender {
 
  private:
   void Run();
-  // With sending_ taken.
-  void SendNow(Bundle* bundle);
 
-  const std::unique_ptr<SendLink> link_;
+  std::unique_ptr<SendLink> link_;
   const std::chrono::milliseconds timeout_;
   const std::function<void(const absl::Status&)> on_error_;
   std::vector<std::unique_ptr<Bundle>> bundles_;
@@ -48,9 +43,8 @@ class BundleSender {
   CondVar changed_;
   std::vector<Bundle*> free_ ABSL_GUARDED_BY(mutex_);
   std::deque<Bundle*> queue_ ABSL_GUARDED_BY(mutex_);
-  bool sending_ ABSL_GUARDED_BY(mutex_) = false;  // some thread is
+  bool sending_ ABSL_GUARDED_BY(mutex_) = false;
   bool stop_ ABSL_GUARDED_BY(mutex_) = false;
-  bool broken_ = false;  // of the thread that sends
   std::thread thread_;
 };
 

@@ -34,6 +34,10 @@ enum StepPart : size_t {
   kStepParts,
 };
 
+// How long the result of a quick step may wait so that several share one message: far below what a
+// reader of the text can see, and several steps of a small model.
+constexpr std::chrono::milliseconds kResultsHeld(6);
+
 int32_t Microseconds(Clock::duration time) {
   return static_cast<int32_t>(std::chrono::duration_cast<std::chrono::microseconds>(time).count());
 }
@@ -90,7 +94,6 @@ class Engine::Impl {
     stopping_ = true;
     if (upstream_ != nullptr) upstream_->Close();
     if (tokens_from_ != nullptr) tokens_from_->Close();
-    if (sender_ != nullptr) sender_->Close();
     thread_.join();
     sender_ = nullptr;
   }
@@ -149,7 +152,19 @@ class Engine::Impl {
     }
     if (!options_.last) return;
     MeasureInterval(step, &result);
-    if (!stopping_) callbacks_.result(std::move(result));
+    if (stopping_) return;
+    const bool hold = MaySoonSendMore(result);
+    if (!hold) last_sent_ = last_end_;
+    callbacks_.result(std::move(result), hold ? SendWhen::kWithNext : SendWhen::kNow);
+  }
+
+  // Whether a decode step is queued whose result will be there before this one has waited too long.
+  bool MaySoonSendMore(const StepResult& result) {
+    if (result.times.interval <= 0) return false;
+    const std::chrono::microseconds next(static_cast<int64_t>(result.times.interval));
+    if (last_end_ + next - last_sent_ > kResultsHeld) return false;
+    MutexLock lock(&mutex_);
+    return !queue_.empty() && IsDecode(queue_.front());
   }
 
   absl::Status Compute(const Step& step, StepResult* result) {
@@ -419,6 +434,7 @@ class Engine::Impl {
   Clock::duration waited_for_step_{0};
   uint64_t last_decode_ = 0;  // the last step, if it was one of decode
   Clock::time_point last_end_;
+  Clock::time_point last_sent_;
 
   std::atomic<uint64_t> cancelled_{0};
   Mutex mutex_;

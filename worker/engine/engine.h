@@ -55,9 +55,13 @@ struct EngineOptions {
   std::chrono::milliseconds step_timeout{60'000};
 };
 
+// A message that may wait for the next one costs its reader no wake-up of its own.
+enum class SendWhen { kNow, kWithNext };
+
 struct EngineCallbacks {
-  // On the last stage for every step, in order; from the engine thread.
-  std::function<void(StepResult)> result;
+  // On the last stage for every step, in order; from the engine thread. kWithNext: the next result
+  // comes within milliseconds.
+  std::function<void(StepResult, SendWhen)> result;
   // A link broke (`what`: "upstream", ...); all steps that need it will fail. Any thread, may
   // repeat.
   std::function<void(std::string_view what, const absl::Status&)> link_down;

@@ -1,7 +1,6 @@
 #include "worker/server/server.h"
 
 #include <grpcpp/grpcpp.h>
-#include <grpcpp/health_check_service_interface.h>
 #include <signal.h>
 #include <spdlog/sinks/stdout_sinks.h>
 #include <spdlog/spdlog.h>
@@ -17,6 +16,7 @@
 #include "common/rpc/channel.h"
 #include "common/rpc/status.h"
 #include "proto/control.grpc.pb.h"
+#include "proto/health.grpc.pb.h"
 #include "worker/server/device_name.h"
 #include "worker/server/worker.h"
 #include "worker/transport/grpc/tensor_service.h"
@@ -78,9 +78,11 @@ class ControlService : public v1::Worker::Service {
 
   absl::Status Serve(Stream* stream, v1::CoordinatorMessage* message) {
     Mutex write_mutex;
-    Worker worker(options_, loader_, tensors_, [&](const v1::WorkerMessage& m) {
+    Worker worker(options_, loader_, tensors_, [&](const v1::WorkerMessage& m, SendWhen when) {
+      grpc::WriteOptions options;
+      if (when == SendWhen::kWithNext) options.set_buffer_hint();
       MutexLock lock(&write_mutex);
-      stream->Write(m);
+      stream->Write(m, options);
     });
     do {
       const absl::Status status = worker.Handle(*message);
@@ -107,6 +109,17 @@ class ControlService : public v1::Worker::Service {
   grpc::ServerContext* current_ ABSL_GUARDED_BY(mutex_) = nullptr;
 };
 
+// gRPC's own health service would bring threads of gRPC's that wake up for every message.
+class HealthService : public grpc::health::v1::Health::Service {
+ public:
+  grpc::Status Check(grpc::ServerContext*, const grpc::health::v1::HealthCheckRequest* request,
+                     grpc::health::v1::HealthCheckResponse* response) override {
+    if (!request->service().empty()) return {grpc::StatusCode::NOT_FOUND, "unknown service"};
+    response->set_status(grpc::health::v1::HealthCheckResponse::SERVING);
+    return grpc::Status::OK;
+  }
+};
+
 struct Flags {
   std::string listen;
   std::string data_listen;
@@ -120,6 +133,23 @@ std::string BoundAddress(const std::string& address, int port) {
   return absl::StrCat(address.substr(0, address.rfind(':')), ":", port);
 }
 
+// Null if the address cannot be listened on; else the address that was bound.
+std::unique_ptr<grpc::Server> Listen(const std::string& address,
+                                     const std::vector<grpc::Service*>& services,
+                                     TensorService* tensors, std::string* bound) {
+  grpc::ServerBuilder builder;
+  ConfigureServer(&builder);
+  int port = 0;
+  builder.AddListeningPort(address, grpc::InsecureServerCredentials(), &port);
+  for (grpc::Service* service : services) builder.RegisterService(service);
+  if (tensors != nullptr) tensors->Register(&builder);
+  std::unique_ptr<grpc::Server> server = builder.BuildAndStart();
+  *bound = BoundAddress(address, port);
+  if (server != nullptr && (port != 0 || address.starts_with("unix:"))) return server;
+  spdlog::error("cannot listen on '{}'", address);
+  return nullptr;
+}
+
 int Serve(const Flags& flags, ModelLoader loader, DeviceLinks links) {
   sigset_t signals;
   sigemptyset(&signals);
@@ -127,29 +157,24 @@ int Serve(const Flags& flags, ModelLoader loader, DeviceLinks links) {
   sigaddset(&signals, SIGINT);
   pthread_sigmask(SIG_BLOCK, &signals, nullptr);
 
-  grpc::EnableDefaultHealthCheckService(true);
   TensorService tensors;
+  HealthService health;
   // The main thread sleeps on signals; a Shutdown message becomes one.
   ControlService control(std::move(loader), &tensors, [] { kill(getpid(), SIGTERM); });
-  grpc::ServerBuilder builder;
-  ConfigureServer(&builder);
-  int port = 0, data_port = 0;
-  builder.AddListeningPort(flags.listen, grpc::InsecureServerCredentials(), &port);
-  if (!flags.data_listen.empty()) {
-    builder.AddListeningPort(flags.data_listen, grpc::InsecureServerCredentials(), &data_port);
+  // A server of its own for tensors where there is an address for it: gRPC's threads that serve
+  // these would wake up for every message of the control stream too.
+  const bool apart = !flags.data_listen.empty();
+  std::string address, data_address;
+  const auto server =
+      Listen(flags.listen, {&control, &health}, apart ? nullptr : &tensors, &address);
+  if (server == nullptr) return 1;
+  std::unique_ptr<grpc::Server> data_server;
+  if (apart) {
+    data_server = Listen(flags.data_listen, {}, &tensors, &data_address);
+    if (data_server == nullptr) return 1;
   }
-  builder.RegisterService(&control);
-  tensors.Register(&builder);
-  const std::unique_ptr<grpc::Server> server = builder.BuildAndStart();
-  if (server == nullptr || (port == 0 && !flags.listen.starts_with("unix:"))) {
-    spdlog::error("cannot listen on '{}'", flags.listen);
-    return 1;
-  }
-  control.set_options({flags.device,
-                       flags.data_listen.empty() ? BoundAddress(flags.listen, port)
-                                                 : BoundAddress(flags.data_listen, data_port),
-                       std::move(links)});
-  spdlog::debug("listening on {}", BoundAddress(flags.listen, port));
+  control.set_options({flags.device, apart ? data_address : address, std::move(links)});
+  spdlog::debug("listening on {}", address);
   int signal = 0;
   sigwait(&signals, &signal);
   // Streams end, threads that wait for peers are left behind: the process ends here.

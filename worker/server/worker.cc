@@ -33,7 +33,6 @@ namespace {
 
 constexpr uint32_t kProtocolVersion = 1;
 constexpr size_t kTokensBytesMax = 64 << 10;
-constexpr int kYieldUs = 50;
 
 // Equal for processes that share memory and abstract sockets: one kernel, one network namespace.
 std::string HostId() {
@@ -55,8 +54,7 @@ uint64_t PrivateBytes() {
 
 class Worker::Impl {
  public:
-  Impl(WorkerOptions options, ModelLoader loader, TensorService* service,
-       std::function<void(const v1::WorkerMessage&)> send)
+  Impl(WorkerOptions options, ModelLoader loader, TensorService* service, Sender send)
       : options_(std::move(options)),
         loader_(std::move(loader)),
         service_(service),
@@ -113,7 +111,7 @@ class Worker::Impl {
       }
       if (!answer.ok()) answer = FailedMessage(message, answer.status());
       busy_ = false;
-      send_(*answer);
+      send_(*answer, SendWhen::kNow);
     });
     return absl::OkStatus();
   }
@@ -160,7 +158,7 @@ class Worker::Impl {
     device->set_cores(static_cast<uint32_t>(UsableCpus()));
     device->set_memory_bytes(static_cast<uint64_t>(sysconf(_SC_PHYS_PAGES)) *
                              static_cast<uint64_t>(sysconf(_SC_PAGESIZE)));
-    send_(message);
+    send_(message, SendWhen::kNow);
     return absl::OkStatus();
   }
 
@@ -169,9 +167,7 @@ class Worker::Impl {
     model_ = {};
     ASSIGN_OR_RETURN(LoadRequest request, DecodeLoad(load));
     request.device = options_.device;
-    // Waiting ends yield to whoever has work, so they may spin even where cores are scarce; but
-    // under a quota they would use up what the others need.
-    spin_ = std::chrono::microseconds(ReadCpuLimit("") > 0 ? request.spin_us : kYieldUs);
+    spin_ = std::chrono::microseconds(request.spin_us);
     transports_["shm"] = MakeShmTransport(spin_);
     if (!self_.nccl.empty()) {
       transports_["nccl"] = options_.device_links.make_nccl(
@@ -181,7 +177,7 @@ class Worker::Impl {
       v1::WorkerMessage message;
       message.mutable_load_progress()->set_bytes_done(done);
       message.mutable_load_progress()->set_bytes_total(total);
-      send_(message);
+      send_(message, SendWhen::kNow);
       return !stopping_;
     };
     ASSIGN_OR_RETURN(model_, loader_(request, &router_, progress));
@@ -311,10 +307,10 @@ class Worker::Impl {
       return absl::InvalidArgumentError("token links do not fit the stage's place");
     }
     EngineCallbacks callbacks;
-    callbacks.result = [this, epoch = self_.epoch](StepResult result) {
+    callbacks.result = [this, epoch = self_.epoch](StepResult result, SendWhen when) {
       v1::WorkerMessage message;
       EncodeStepResult(result, epoch, message.mutable_step_result());
-      send_(message);
+      send_(message, when);
     };
     callbacks.link_down = [this](std::string_view what, const absl::Status& status) {
       spdlog::warn("{}: link '{}' broke: {}", self_.worker_id, what, std::string(status.message()));
@@ -322,7 +318,7 @@ class Worker::Impl {
       message.mutable_link_down()->set_link(std::string(what));
       message.mutable_link_down()->set_code(WireCode(status));
       message.mutable_link_down()->set_message(std::string(status.message()));
-      send_(message);
+      send_(message, SendWhen::kNow);
     };
     engine_ = std::make_unique<Engine>(model_.stage.get(), &router_, options, std::move(links),
                                        model_.sampling, std::move(callbacks));
@@ -430,7 +426,7 @@ class Worker::Impl {
   const WorkerOptions options_;
   const ModelLoader loader_;
   TensorService* const service_;
-  const std::function<void(const v1::WorkerMessage&)> send_;
+  const Sender send_;
   std::map<std::string, std::unique_ptr<Transport>> transports_;
   PeerInfo self_;
   std::chrono::nanoseconds spin_{0};
@@ -445,8 +441,7 @@ class Worker::Impl {
   std::thread request_thread_;
 };
 
-Worker::Worker(WorkerOptions options, ModelLoader loader, TensorService* service,
-               std::function<void(const v1::WorkerMessage&)> send)
+Worker::Worker(WorkerOptions options, ModelLoader loader, TensorService* service, Sender send)
     : impl_(std::make_unique<Impl>(std::move(options), std::move(loader), service,
                                    std::move(send))) {}
 Worker::~Worker() = default;

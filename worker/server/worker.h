@@ -8,6 +8,7 @@
 #include <string>
 
 #include "absl/status/status.h"
+#include "worker/engine/engine.h"
 #include "worker/server/device_links.h"
 #include "worker/server/model_loader.h"
 #include "worker/transport/transport.h"
@@ -29,9 +30,9 @@ struct WorkerOptions {
 
 class Worker {
  public:
+  using Sender = std::function<void(const v1::WorkerMessage&, SendWhen)>;
   // `send` may be called from several threads. `service` is borrowed.
-  Worker(WorkerOptions options, ModelLoader loader, TensorService* service,
-         std::function<void(const v1::WorkerMessage&)> send);
+  Worker(WorkerOptions options, ModelLoader loader, TensorService* service, Sender send);
   ~Worker();
 
   // Errors end the stream: the message breaks the protocol. CANCELLED after Shutdown.

@@ -45,6 +45,9 @@ class SendLink {
   // UNAVAILABLE if it is gone; after an error the link is closed.
   virtual absl::Status Send(const Bundle& bundle,
                             std::chrono::steady_clock::time_point deadline) = 0;
+  // Sends a small bundle if that needs no waiting; else sends nothing and returns false, and Send
+  // tells of errors.
+  virtual bool TrySend(const Bundle& /*bundle*/) { return false; }
   virtual void Close() = 0;  // any thread, any number of times; wakes a blocked Send
   // Once for each of at most kBundlesInFlight bundles that will be sent again and again, before
   // they are filled: a link that sends from a GPU's memory lends them some.

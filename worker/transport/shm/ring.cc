@@ -74,6 +74,12 @@ absl::Status ShmRing::Write(const void* data, size_t bytes, Deadline deadline) {
   return absl::OkStatus();
 }
 
+size_t ShmRing::room() const {
+  const uint64_t used = position_ - header_->read.load(std::memory_order_acquire);
+  if (header_->closed.load(std::memory_order_relaxed) != 0 || used > capacity_) return 0;
+  return capacity_ - used;
+}
+
 void ShmRing::Flush() {
   header_->written.store(position_, std::memory_order_release);
   header_->data.Notify();

@@ -33,6 +33,9 @@ class ShmRing {
   absl::Status Write(const void* data, size_t bytes, Deadline deadline);
   absl::Status Read(void* data, size_t bytes, Deadline deadline);
 
+  // How much Write can take now without waiting; 0 if closed.
+  size_t room() const;
+
   // Makes written bytes visible to the reader. Write does so too whenever the ring is full.
   void Flush();
 

@@ -22,6 +22,8 @@ using Clock = std::chrono::steady_clock;
 // larger bundles pass in pieces.
 constexpr size_t kRingBytesMin = 256 << 10;
 constexpr size_t kRingBytesMax = 64 << 20;
+// What is copied sooner than another thread has woken up to do it.
+constexpr size_t kTrySendBytesMax = 256 << 10;
 
 size_t RingBytes(size_t max_bytes) {
   return std::clamp(2 * max_bytes + 4 * kMaxBundleHeaderBytes, kRingBytesMin, kRingBytesMax) &
@@ -44,6 +46,14 @@ class ShmSendLink : public SendLink {
     bundles_.fetch_add(1, std::memory_order_relaxed);
     bytes_.fetch_add(bytes, std::memory_order_relaxed);
     return absl::OkStatus();
+  }
+  bool TrySend(const Bundle& bundle) override {
+    const absl::StatusOr<size_t> bytes = CheckBundle(bundle, max_bytes_);
+    if (!bytes.ok() || *bytes > kTrySendBytesMax ||
+        *bytes + kMaxBundleHeaderBytes + sizeof(uint32_t) > ring_->room()) {
+      return false;
+    }
+    return Send(bundle, Clock::time_point::max()).ok();
   }
   void Close() override { ring_->Close(); }
   LinkStats stats() const override { return {bundles_.load(), bytes_.load()}; }

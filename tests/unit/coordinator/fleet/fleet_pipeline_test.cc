@@ -75,7 +75,7 @@ class Runner {
   FleetPipeline& fleet() { return *fleet_; }
 
   uint64_t Submit(std::vector<StepSequence> sequences) {
-    fleet_->Submit({++last_id_, std::move(sequences)});
+    fleet_->Submit({Step{++last_id_, std::move(sequences)}});
     return last_id_;
   }
   StepResult Wait(uint64_t id) {

@@ -67,7 +67,7 @@ class DeploymentRunnerTest : public testing::Test {
   class HeldPipeline : public Pipeline {
    public:
     PipelineLimits limits() const override { return kLimits; }
-    void Submit(Step) override {}
+    void Submit(std::vector<Step>) override {}
     void SetResultCallback(std::function<void(StepResult)>) override {}
   };
   std::unique_ptr<DeploymentRunner> Runner(int queue_max = 128) {

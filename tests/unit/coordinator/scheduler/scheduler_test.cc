@@ -98,6 +98,21 @@ class SchedulerTest : public testing::Test {
     EXPECT_TRUE(scheduler_->idle());
   }
 
+  // Runs to the end with stages that say how long a decode step takes; how often steps were sent.
+  int CountSends(float interval_us) {
+    int sends = 0;
+    while (const std::optional<SchedulerTime> at = pipeline_->NextResultAt()) {
+      now_ = std::max(now_, *at);
+      StepResult result = pipeline_->TakeResult();
+      result.times.interval = interval_us;
+      scheduler_->OnResult(result, now_);
+      const int before = steps_;
+      Pump();
+      sends += steps_ > before ? 1 : 0;
+    }
+    return sends;
+  }
+
   SchedulerTime now_{};
   RequestId next_id_ = 1;
   int rows_ = 0;
@@ -130,6 +145,21 @@ TEST_F(SchedulerTest, StepsSentAheadHideTheWayToTheCoordinator) {
   const auto sink = Submit(4, 300);
   RunToEnd();
   EXPECT_LT(now_.time_since_epoch(), milliseconds(3 * 300 + 20));
+}
+
+TEST_F(SchedulerTest, QuickStepsAreSentSeveralAtATime) {
+  Start();
+  const auto sink = Submit(10, 400);
+  EXPECT_LT(CountSends(/*interval_us=*/1000), 400 / 4);
+  EXPECT_EQ(sink->tokens.size(), 400u);
+}
+
+TEST_F(SchedulerTest, SlowStepsAreSentOneAheadOnly) {
+  Start();
+  const auto sink = Submit(10, 100);
+  // One whenever another has come back.
+  EXPECT_GT(CountSends(/*interval_us=*/20'000), 100 - 3);
+  EXPECT_EQ(sink->tokens.size(), 100u);
 }
 
 TEST_F(SchedulerTest, ALongPrefillDelaysADecodingStreamByAtMostTwoChunkTimes) {

@@ -36,7 +36,7 @@ class WorkerTest : public testing::Test {
  protected:
   WorkerTest()
       : worker_(std::make_unique<Worker>(WorkerOptions{"cpu", "unix:/nowhere"}, LoadFakeModel,
-                                         &service_, [this](const v1::WorkerMessage& m) {
+                                         &service_, [this](const v1::WorkerMessage& m, SendWhen) {
                                            std::lock_guard lock(mutex_);
                                            messages_.push_back(m);
                                            changed_.notify_all();
