@@ -249,7 +249,7 @@ DevicePicks Route(CudaRun* run, const DeviceLayer& w, const DeviceActivations& x
 // Its scratch memory stays taken.
 void Dense(CudaRun* run, const DeviceFfn& w, const DeviceActivations& x, float* y) {
   const int inner_dim = w.gate.rows;
-  const DeviceActivations inner = run->TakeActivations(run->rows, inner_dim);
+  const DeviceActivations inner = run->TakeInput(run->rows, w.down);
   if (run->rows == 1 && run->decode() && FusesGateUp(w, inner_dim)) {
     LAUNCH(run, w.gate.kernels->gate_up({.gate = w.gate.data,
                                          .up = w.up.data,

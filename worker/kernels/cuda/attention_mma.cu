@@ -233,15 +233,20 @@ __global__ void __launch_bounds__(kThreads, 2)
     if (token < 0) continue;
     int head = head_of(r);
     size_t index = PartialIndex(args, token, head, split);
-    float* out = whole ? args.out + (static_cast<size_t>(token) * args.heads + head) * kV
-                       : PartialValues(args) + index * kV;
+    size_t at = whole ? (static_cast<size_t>(token) * args.heads + head) * kV : index * kV;
+    float* out = whole ? args.out : PartialValues(args);
     if (!whole && part == 0 && lane % 4 == 0)
       PartialStats(args)[index] = make_float2(highest[r], sums[r]);
     float divisor = whole ? sums[r] : 1.0f;
 #pragma unroll
     for (int d = 0; d < S::kSlice / 8; ++d) {
-      auto to = reinterpret_cast<float2*>(out + part * S::kSlice + 8 * d + lane % 4 * 2);
-      *to = make_float2(acc[d][2 * half] / divisor, acc[d][2 * half + 1] / divisor);
+      size_t to = at + part * S::kSlice + 8 * d + lane % 4 * 2;
+      float2 v = make_float2(acc[d][2 * half] / divisor, acc[d][2 * half + 1] / divisor);
+      if (out != nullptr) *reinterpret_cast<float2*>(out + to) = v;
+      if (whole && args.emit.values.bf16 != nullptr) {
+        *reinterpret_cast<__nv_bfloat162*>(args.emit.values.bf16 + to) =
+            __floats2bfloat162_rn(v.x, v.y);
+      }
     }
   }
 }
