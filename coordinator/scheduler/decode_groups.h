@@ -31,6 +31,8 @@ class DecodeGroups {
   // group behind each other would keep the first stage waiting for a token.
   int Ahead() const;
 
+  bool empty() const;  // nobody decodes
+
   // Whether another chunk of prefill may go between the decode steps: each group sees at most
   // num_stages of them (the time one chunk needs for the whole pipeline) between two of its own.
   bool ChunkAllowed() const;
