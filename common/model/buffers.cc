@@ -108,7 +108,8 @@ uint64_t CudaFeedForwardBytes(const ModelConfig& c, const LayerConfig& layer, ui
   const MoeConfig& moe = c.moe;
   const uint64_t pairs = rows * U(moe.top_k);
   uint64_t bytes = rows * U(moe.num_experts) * kF32 + pairs * 2 * 8;  // router, picks, their order
-  bytes += pairs * (U(c.hidden_dim) * kF32 + U(moe.expert_dim) * (2 * kF32 + kBf16));
+  bytes +=
+      pairs * (U(moe.expert_dim) * kBf16 + std::max(2 * U(moe.expert_dim), U(c.hidden_dim)) * kF32);
   if (moe.shared_dim > 0) bytes += rows * U(c.hidden_dim + 1) * kF32 + dense(moe.shared_dim);
   return bytes;
 }

@@ -130,7 +130,8 @@ void TakeFeedForward(const ModelConfig& c, const LayerConfig& layer, ScratchStac
     dense(c.moe.shared_dim);
   }
   stack->Take(c.moe.num_experts + 4 * c.moe.top_k);  // router; picks and their order
-  const auto pair = static_cast<uint64_t>(4 * c.hidden_dim + 10 * c.moe.expert_dim);
+  const auto pair = static_cast<uint64_t>(std::max(4 * c.hidden_dim, 8 * c.moe.expert_dim) +
+                                          2 * c.moe.expert_dim);
   stack->TakeBytes(stack->rows() * static_cast<uint64_t>(c.moe.top_k) * pair);
 }
 
