@@ -63,7 +63,8 @@ uint64_t CpuBufferBytes(const ModelFacts& model, const DeploymentShape& shape,
 constexpr uint64_t kF32 = 4, kBf16 = 2, kBoth = kF32 + kBf16;
 constexpr uint64_t kUnpackedBytes = 128 * kMiB;            // weights of a product in bf16
 constexpr uint64_t kScoreBytes = (uint64_t{1} << 24) * 4;  // of the indexer, most at a time
-constexpr int kDecodeRows = 8;                             // logits
+constexpr int kDecodeRows = 8;                             // at most, in a decode step
+constexpr uint64_t kDecodeSplits = 32;                     // of the context, in attention
 
 uint64_t CudaIndexerBytes(const ModelConfig& c, uint64_t rows, uint64_t positions) {
   const IndexerConfig& x = c.indexer;
@@ -102,6 +103,16 @@ uint64_t CudaAttentionBytes(const ModelConfig& c, const LayerConfig& layer, uint
   return 0;
 }
 
+// A decode step: few rows, but partial results of attention for every split of the context.
+uint64_t CudaDecodeBytes(const ModelConfig& c, const LayerConfig& layer, uint64_t rows) {
+  if (layer.attention == AttentionKind::kGatedDeltaNet) return 0;
+  const bool mla = layer.attention == AttentionKind::kMla;
+  const int key = mla ? c.mla.nope_dim + c.mla.kv_lora_rank + 2 * c.rope.dims : c.gqa.key_dim,
+            value = mla ? c.mla.kv_lora_rank : c.gqa.value_dim;
+  return rows * U(c.num_heads) *
+         (U(key) * kF32 + U(value) * kBoth + kDecodeSplits * U(value + 2) * kF32);
+}
+
 uint64_t CudaFeedForwardBytes(const ModelConfig& c, const LayerConfig& layer, uint64_t rows) {
   const auto dense = [&](int inner) { return rows * U(inner) * (2 * kF32 + kBf16); };
   if (layer.ffn == FfnKind::kDense) return dense(c.dense_dim);
@@ -127,7 +138,8 @@ uint64_t CudaBufferBytes(const ModelFacts& model, const DeploymentShape& shape,
   uint64_t widest = 0;
   for (const LayerConfig& layer : c.layers) {
     widest = std::max({widest, CudaAttentionBytes(c, layer, rows, positions),
-                       CudaFeedForwardBytes(c, layer, rows)});
+                       CudaFeedForwardBytes(c, layer, rows),
+                       CudaDecodeBytes(c, layer, std::min(rows, U(kDecodeRows)))});
   }
   return bytes + rows * U(c.hidden_dim) * kBoth + widest;
 }

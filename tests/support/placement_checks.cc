@@ -119,6 +119,20 @@ void TakeAttention(const ModelConfig& c, const LayerConfig& layer, uint64_t rows
   }
 }
 
+// Queries, results, and those of 32 parts of the context with a maximum and a sum each.
+void TakeDecode(const ModelConfig& c, const LayerConfig& layer, ScratchStack* stack) {
+  if (layer.attention == AttentionKind::kMla) {
+    stack->Take(c.num_heads * (c.mla.nope_dim + c.rope.dims));
+    stack->Take(c.num_heads * (c.mla.kv_lora_rank + c.rope.dims));
+    stack->Take(c.num_heads * c.mla.kv_lora_rank, 6);
+    stack->Take(c.num_heads * 32 * (c.mla.kv_lora_rank + 2));
+  } else if (layer.attention == AttentionKind::kGqa) {
+    stack->Take(c.num_heads * c.gqa.key_dim);
+    stack->Take(c.num_heads * c.gqa.value_dim, 6);
+    stack->Take(c.num_heads * 32 * (c.gqa.value_dim + 2));
+  }
+}
+
 void TakeFeedForward(const ModelConfig& c, const LayerConfig& layer, ScratchStack* stack) {
   const auto dense = [&](int width) {
     stack->Take(2 * width);
@@ -207,6 +221,10 @@ uint64_t CudaBaseBytes(const ModelFacts& model, const DeploymentShape& shape, bo
       }
       widest = std::max(widest, stack.peak());
     }
+    ScratchStack step(std::min<uint64_t>(Rows(shape), 8));
+    step.TakeOf(Rows(shape), c.hidden_dim, 6);
+    TakeDecode(c, layer, &step);
+    widest = std::max(widest, step.peak());
   }
   uint64_t bytes = widest + HopBytes(c, shape, first, last);
   // Residual and its increment, angles, choice of sparse attention, positions and tables.
@@ -506,6 +524,12 @@ std::string PlanFault(const PlanRequest& request, const Placement& placement) {
     }
   }
   std::map<std::string, uint64_t> bytes = Recount(request, placement);
+  for (const DeviceTotal& device : placement.devices) {
+    if (device.used() != bytes[device.device.text()]) {
+      return absl::StrCat(device.device.text(), ": billed ", device.used(), ", recounted ",
+                          bytes[device.device.text()]);
+    }
+  }
   for (const HostFacts& host : request.rig.hosts) {
     const uint64_t ram = host.memory.available_bytes;
     const bool known = ram > 0 || host.memory.total_bytes > 0;
@@ -516,14 +540,8 @@ std::string PlanFault(const PlanRequest& request, const Placement& placement) {
       const std::string name = absl::StrCat(host.name, "/cuda:", gpu.index);
       if (gpu.memory_bytes == 0) continue;  // not known
       if (static_cast<double>(bytes[name]) > 0.95 * static_cast<double>(gpu.memory_bytes)) {
-        return name + " is over-committed";
+        return absl::StrCat(name, " is over-committed: ", bytes[name], " of ", gpu.memory_bytes);
       }
-    }
-  }
-  for (const DeviceTotal& device : placement.devices) {
-    if (device.used() != bytes[device.device.text()]) {
-      return absl::StrCat(device.device.text(), ": billed ", device.used(), ", recounted ",
-                          bytes[device.device.text()]);
     }
   }
   return "";
