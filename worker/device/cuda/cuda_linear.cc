@@ -53,8 +53,8 @@ void DeviceLinear(CudaRun* run, const DeviceMatrix& w, const DeviceActivations& 
     }
     return;
   }
-  // As many rows of w at a time as there is room for.
-  const auto fit = static_cast<int>(run->unpacked_capacity / static_cast<size_t>(w.cols));
+  // As many rows of w at a time as there is room for; 64 keep the parts of y aligned.
+  const auto fit = static_cast<int>(run->unpacked_capacity / static_cast<size_t>(w.cols) / 64 * 64);
   for (int row = 0; row < w.rows; row += fit) {
     const int part = std::min(fit, w.rows - row);
     LAUNCH(run, w.kernels->decode_bf16(w.data + static_cast<size_t>(row) * w.row_bytes(),
