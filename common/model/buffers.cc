@@ -59,11 +59,12 @@ uint64_t CpuBufferBytes(const ModelFacts& model, const DeploymentShape& shape,
 }
 
 // A CUDA stage takes scratch memory for all rows of a ubatch, as a stack (worker/device/cuda). Rows
-// that products read are there in f32 and in bf16.
-constexpr uint64_t kF32 = 4, kBoth = 6;
+// that products read are there in bf16, some in f32 too.
+constexpr uint64_t kF32 = 4, kBf16 = 2, kBoth = kF32 + kBf16;
 constexpr uint64_t kUnpackedBytes = 128 * kMiB;            // weights of a product in bf16
 constexpr uint64_t kScoreBytes = (uint64_t{1} << 24) * 4;  // of the indexer, most at a time
-constexpr int kDecodeRows = 8;                             // logits
+constexpr int kDecodeRows = 8;                             // at most, in a decode step
+constexpr uint64_t kDecodeSplits = 32;                     // of the context, in attention
 
 uint64_t CudaIndexerBytes(const ModelConfig& c, uint64_t rows, uint64_t positions) {
   const IndexerConfig& x = c.indexer;
@@ -77,42 +78,49 @@ uint64_t CudaAttentionBytes(const ModelConfig& c, const LayerConfig& layer, uint
                             uint64_t positions) {
   switch (layer.attention) {
     case AttentionKind::kMla: {
-      const uint64_t heads = rows * U(c.num_heads), rank = U(c.mla.kv_lora_rank),
-                     row_dim = rank + U(c.rope.dims), nope = U(c.mla.nope_dim),
-                     value = U(c.mla.value_dim);
-      const uint64_t queries = rows * row_dim * kF32 + heads * (nope + U(c.rope.dims)) * kF32 +
-                               rows * U(c.mla.q_lora_rank) * kBoth;
-      const uint64_t partial = heads * (rank + 2) * kF32;
-      const uint64_t attended =
-          heads * rank * kF32 + std::max(partial, heads * (rank + value) * kBoth);
-      const uint64_t latent = heads * row_dim * kF32 + std::max(heads * nope * kBoth, attended);
+      const uint64_t windows = (rows + kMlaRows - 1) / kMlaRows;
+      const uint64_t heads = (rows + windows - 1) / windows * U(c.num_heads),
+                     rank = U(c.mla.kv_lora_rank), row_dim = rank + U(c.rope.dims),
+                     nope = U(c.mla.nope_dim), value = U(c.mla.value_dim);
+      const uint64_t window = heads * (nope + U(c.rope.dims) + row_dim) * kF32 +
+                              heads * std::max(nope, rank + value) * kBf16;
       const uint64_t indexer =
           layer.indexer == IndexerKind::kFull ? CudaIndexerBytes(c, rows, positions) : 0;
-      return queries + std::max(indexer, latent);
+      return rows * (row_dim * kF32 + U(c.mla.q_lora_rank) * kBoth) + std::max(indexer, window);
     }
     case AttentionKind::kGqa: {
       const uint64_t heads = rows * U(c.num_heads), dim = U(c.gqa.key_dim),
                      value = U(c.gqa.value_dim);
       return heads * dim * (c.gqa.output_gate ? 3 : 2) * kF32 +
-             rows * U(c.gqa.num_kv_heads) * (dim + value) * kF32 + heads * value * kBoth +
-             heads * (value + 2) * kF32;
+             rows * U(c.gqa.num_kv_heads) * (dim + value) * kF32 + heads * value * kBoth;
     }
     case AttentionKind::kGatedDeltaNet: {
       const DeltaNetConfig& d = c.delta_net;
       return rows * (2 * U(d.conv_channels()) + 2 * U(d.inner_dim() + d.num_value_heads)) * kF32 +
-             rows * U(d.inner_dim()) * kBoth;
+             rows * U(d.inner_dim()) * kBf16;
     }
   }
   return 0;
 }
 
+// A decode step: few rows, but partial results of attention for every split of the context.
+uint64_t CudaDecodeBytes(const ModelConfig& c, const LayerConfig& layer, uint64_t rows) {
+  if (layer.attention == AttentionKind::kGatedDeltaNet) return 0;
+  const bool mla = layer.attention == AttentionKind::kMla;
+  const int key = mla ? c.mla.nope_dim + c.mla.kv_lora_rank + 2 * c.rope.dims : c.gqa.key_dim,
+            value = mla ? c.mla.kv_lora_rank : c.gqa.value_dim;
+  return rows * U(c.num_heads) *
+         (U(key) * kF32 + U(value) * kBoth + kDecodeSplits * U(value + 2) * kF32);
+}
+
 uint64_t CudaFeedForwardBytes(const ModelConfig& c, const LayerConfig& layer, uint64_t rows) {
-  const auto dense = [&](int inner) { return rows * U(inner) * (2 * kF32 + kBoth); };
+  const auto dense = [&](int inner) { return rows * U(inner) * (2 * kF32 + kBf16); };
   if (layer.ffn == FfnKind::kDense) return dense(c.dense_dim);
   const MoeConfig& moe = c.moe;
   const uint64_t pairs = rows * U(moe.top_k);
   uint64_t bytes = rows * U(moe.num_experts) * kF32 + pairs * 2 * 8;  // router, picks, their order
-  bytes += pairs * (U(c.hidden_dim) * kF32 + U(moe.expert_dim) * (2 * kF32 + 2));
+  bytes +=
+      pairs * (U(moe.expert_dim) * kBf16 + std::max(2 * U(moe.expert_dim), U(c.hidden_dim)) * kF32);
   if (moe.shared_dim > 0) bytes += rows * U(c.hidden_dim + 1) * kF32 + dense(moe.shared_dim);
   return bytes;
 }
@@ -130,7 +138,8 @@ uint64_t CudaBufferBytes(const ModelFacts& model, const DeploymentShape& shape,
   uint64_t widest = 0;
   for (const LayerConfig& layer : c.layers) {
     widest = std::max({widest, CudaAttentionBytes(c, layer, rows, positions),
-                       CudaFeedForwardBytes(c, layer, rows)});
+                       CudaFeedForwardBytes(c, layer, rows),
+                       CudaDecodeBytes(c, layer, std::min(rows, U(kDecodeRows)))});
   }
   return bytes + rows * U(c.hidden_dim) * kBoth + widest;
 }

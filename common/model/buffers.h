@@ -18,6 +18,8 @@ uint64_t StageBufferBytes(const ModelFacts& model, const DeploymentShape& shape,
 int StreamedExpertsRows(const MoeConfig& moe);
 // The ring of device memory that such experts come through.
 uint64_t ExpertRingBytes(const ModelFacts& model, const DeploymentShape& shape);
+// Rows of MLA's queries that a GPU works on at once; 64 heads in latent space take 0.5 MB of each.
+inline constexpr int kMlaRows = 2048;
 inline constexpr uint64_t kExpertPieceBytes = uint64_t{128} << 20;
 inline constexpr int kExpertRingSlots = 8;
 

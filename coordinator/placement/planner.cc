@@ -416,37 +416,47 @@ class Planner {
   }
 
   // A plan holds one full context. Where memory is left when all are placed, the other slots get
-  // pages of their own.
+  // pages of their own: as many as fit. Buffers grow with the pages too, not evenly.
   void AddPages(Solution* solution) {
-    Problem& p = solution->problem;
-    const int wanted = PagesFor(p.context) +
-                       (p.shape.num_slots - 1) * PagesFor(std::min(p.context, kPositionsPerSlot));
-    const std::vector<DeviceUse> before = UsesOf(*solution);
-    p.shape.num_pages += 1;
-    const std::vector<DeviceUse> after = UsesOf(*solution);
-    p.shape.num_pages -= 1;
-    std::map<std::string, uint64_t> page_bytes;  // by device
-    for (size_t i = 0; i < before.size(); ++i) {
-      page_bytes[before[i].device.text()] += after[i].bill.total() - before[i].bill.total();
-    }
-    uint64_t more = static_cast<uint64_t>(std::max(wanted - p.shape.num_pages, 0));
-    for (const DeviceUse& use : before) {
-      const uint64_t bytes = page_bytes[use.device.text()];
-      const uint64_t capacity = TotalOf(use.device).capacity, taken = *TakenOf(use.device);
-      if (bytes > 0) more = std::min(more, capacity > taken ? (capacity - taken) / bytes : 0);
-    }
-    // A worker that shares its GPU keeps to its part of it.
-    for (size_t i = 0; i < solution->stages.size(); ++i) {
-      const StageCandidate& s = p.stages[S(solution->stages[i].candidate)];
-      for (size_t u = 0; u < before.size(); ++u) {
-        if (before[u].worker != StageName(*p.wish, i) || before[u].device != s.name) continue;
-        const uint64_t has = before[u].bill.total(), bytes = after[u].bill.total() - has;
-        if (bytes > 0) more = std::min(more, s.capacity > has ? (s.capacity - has) / bytes : 0);
+    int* const pages = &solution->problem.shape.num_pages;
+    const Problem& p = solution->problem;
+    for (const DeviceUse& use : UsesOf(*solution)) *TakenOf(use.device) -= use.bill.total();
+    int fit = *pages;
+    int most =
+        std::max(fit, PagesFor(p.context) + (p.shape.num_slots - 1) *
+                                                PagesFor(std::min(p.context, kPositionsPerSlot)));
+    while (fit < most) {
+      *pages = fit + (most - fit + 1) / 2;
+      if (FitsWhatIsLeft(*solution)) {
+        fit = *pages;
+      } else {
+        most = *pages - 1;
       }
     }
-    for (const DeviceUse& use : before) *TakenOf(use.device) -= use.bill.total();
-    p.shape.num_pages += static_cast<int>(more);
+    *pages = fit;
     Take(UsesOf(*solution));
+  }
+
+  bool FitsWhatIsLeft(const Solution& solution) {
+    const std::vector<DeviceUse> uses = UsesOf(solution);
+    std::map<std::string, uint64_t> needed;
+    for (const DeviceUse& use : uses) needed[use.device.text()] += use.bill.total();
+    for (const DeviceUse& use : uses) {
+      if (*TakenOf(use.device) + needed[use.device.text()] > TotalOf(use.device).capacity) {
+        return false;
+      }
+    }
+    // A worker that shares its GPU keeps to its part of it.
+    for (size_t i = 0; i < solution.stages.size(); ++i) {
+      const StageCandidate& s = solution.problem.stages[S(solution.stages[i].candidate)];
+      for (const DeviceUse& use : uses) {
+        if (use.worker == StageName(*solution.problem.wish, i) && use.device == s.name &&
+            use.bill.total() > s.capacity) {
+          return false;
+        }
+      }
+    }
+    return true;
   }
 
   static int PagesFor(int positions) { return (positions + kPagePositions - 1) / kPagePositions; }

@@ -17,7 +17,11 @@ constexpr double kUbatchTolerance = 1.02;
 // Among divisions this close to the fastest decode, the one with the shortest longest stage.
 constexpr double kBalanceTolerance = 1.005;
 constexpr int kBalanceSteps = 10;
-constexpr int kGpuUbatches[] = {2048, 1024, 512, 256, 128, 64};
+constexpr int kGpuUbatches[] = {8192, 4096, 2048, 1024, 512, 256, 128, 64};
+// Longer ones than this must speed up prefill so much: where no experts are streamed they only take
+// memory, and make others wait.
+constexpr int kUbatchEnough = 2048;
+constexpr double kLongUbatchGain = 1.05;
 constexpr int kCpuUbatches[] = {512, 256, 128, 64};
 
 size_t S(int value) { return static_cast<size_t>(value); }
@@ -161,14 +165,24 @@ absl::StatusOr<std::optional<Solution>> Solve(const Rig& rig, const DeploymentWi
   ASSIGN_OR_RETURN(const std::optional<Found> fastest,
                    FindDivision(rig, wish, taken, lengths.back()));
   if (!fastest) return std::nullopt;
+  std::optional<Found> best;
+  double best_rate = 0;
   for (const int length : lengths) {
+    if (best && length < kUbatchEnough) break;
+    if (wish.max_tokens == 0 && length > kUbatchEnough && length > fastest->problem.context) {
+      continue;
+    }
     ASSIGN_OR_RETURN(std::optional<Found> found, FindDivision(rig, wish, taken, length));
     if (!found || found->result.seconds > fastest->result.seconds * kUbatchTolerance) continue;
-    std::vector<StageChoice> stages = Balance(found->problem, found->result);
-    JoinExpertsRanges(found->problem, &stages);
-    return Solution{std::move(found->problem), std::move(stages)};
+    const double rate = Predict(found->problem, found->result.stages).prefill_tokens_per_s;
+    if (best && best_rate >= rate * kLongUbatchGain) continue;
+    best = std::move(found);
+    best_rate = rate;
   }
-  return std::nullopt;
+  if (!best) return std::nullopt;
+  std::vector<StageChoice> stages = Balance(best->problem, best->result);
+  JoinExpertsRanges(best->problem, &stages);
+  return Solution{std::move(best->problem), std::move(stages)};
 }
 
 bool Fits(const Rig& rig, const DeploymentWish& wish, const Taken& taken) {

@@ -81,6 +81,11 @@ int DecodeGroups::Ahead() const {
   return ready ? next : -1;
 }
 
+bool DecodeGroups::empty() const {
+  return std::all_of(groups_.begin(), groups_.end(),
+                     [](const Group& group) { return group.members.empty(); });
+}
+
 bool DecodeGroups::ChunkAllowed() const {
   return std::all_of(groups_.begin(), groups_.end(), [&](const Group& group) {
     return group.members.empty() || group.chunks_since < static_cast<int>(groups_.size());

@@ -33,6 +33,8 @@ class DecodeGroups {
   // How many steps of one group may be on the way.
   int steps_max() const { return steps_max_; }
 
+  bool empty() const;  // nobody decodes
+
   // Whether another chunk of prefill may go between the decode steps: each group sees at most
   // num_stages of them (the time one chunk needs for the whole pipeline) between two of its own.
   bool ChunkAllowed() const;

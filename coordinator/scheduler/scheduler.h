@@ -7,7 +7,8 @@
 //
 //   - Waiting requests are admitted in order of arrival; prompts being computed share each chunk
 //     evenly; decoding sequences go in as many groups as there are stages (decode_groups.h).
-//   - Prefill goes in chunks between the decode steps of the groups.
+//   - Prefill goes in chunks between the decode steps of the groups, shorter ones while anybody
+//     decodes.
 //   - A decode step may be sent before the step in front of it was sampled; what overruns the end
 //     of a sequence is discarded. A sequence keeps its slot and pages until its last step returned.
 //   - Pages are shared by prefix (prefix_cache.h). When they run out, the youngest sequence goes

@@ -13,6 +13,9 @@ namespace {
 constexpr int kSnapshotInterval = 2048;
 // What a request must save by waiting for another one that is computing the same prefix.
 constexpr int kLeaderGainMin = kPagePositions;
+// Rows of a chunk while somebody decodes, who waits for it. Shorter ones would hardly end sooner
+// where experts are streamed to a GPU: copying a layer takes as long for 100 rows as for these.
+constexpr int kChunkBesideDecode = 2048;
 
 int PagesFor(int positions) { return (positions + kPagePositions - 1) / kPagePositions; }
 
@@ -184,6 +187,7 @@ std::optional<Step> Scheduler::PrefillStep(SchedulerTime now) {
     if (sequence->computed < sequence->prefill_target) candidates.push_back(sequence);
   }
   int rows_left = limits_.max_tokens;
+  if (!groups_->empty()) rows_left = std::min(rows_left, kChunkBesideDecode);
   int sharers = static_cast<int>(candidates.size());
   for (Sequence* sequence : candidates) {
     const int share = (rows_left + sharers - 1) / sharers;

@@ -143,7 +143,7 @@ void BenchDecode(TensorType type) {
 }
 
 // Experts of one layer with `tokens` picks each, alternately a little fewer and more: unpacked on
-// the way, and unpacked first.
+// the way, and unpacked first. A single matrix is then multiplied by cuBLASLt.
 void BenchMatMul(TensorType type, int n, int rows, int parts, int experts, int tokens,
                  const char* shape) {
   Random random(1);
@@ -185,14 +185,15 @@ void BenchMatMul(TensorType type, int n, int rows, int parts, int experts, int t
     for (int e = 0; e < experts * parts; e += at_once) {
       CUDA_OK(kernels->decode_bf16(w.get() + e * bytes, size_t(at_once) * n * rows, unpacked.get(),
                                    g_stream));
-      CUDA_OK(Gemm({.a = x.get(),
+      const auto gemm = experts == 1 ? &GemmBlasLt : &Gemm;
+      CUDA_OK(gemm({.a = x.get(),
                     .lda = n,
                     .b = unpacked.get(),
                     .b_group_stride = size_t(n) * rows,
                     .c = y.get(),
                     .ldc = rows,
                     .groups = at_once,
-                    .offsets = d_offsets.get() + e % experts,
+                    .offsets = experts == 1 ? nullptr : d_offsets.get() + e % experts,
                     .m = total,
                     .n = rows,
                     .k = n},

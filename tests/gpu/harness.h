@@ -16,6 +16,8 @@
 #include <string>
 #include <vector>
 
+#include "common/quant/codec.h"
+
 namespace packtrain::gputest {
 
 struct Case {
@@ -51,6 +53,12 @@ inline void Expect(bool ok, const std::string& what) {
   ++Current().checks;
   if (ok) return;
   if (++Current().failures <= 5) std::printf("    FAILED %s\n", what.c_str());
+}
+
+inline std::vector<uint16_t> ToBf16(const std::vector<float>& x) {
+  std::vector<uint16_t> out(x.size());
+  for (size_t i = 0; i < x.size(); ++i) out[i] = FloatToBFloat16(x[i]);
+  return out;
 }
 
 // NaN on either side fails.

@@ -100,6 +100,8 @@ class MixedLoadTest(unittest.TestCase):
             for what, index, most in (("GPU", 1, GPU_GROWTH_MAX), ("host", 2, HOST_GROWTH_MAX)):
                 first = sorted(s[index] for s in settled[:tenth])[tenth // 2]
                 last = sorted(s[index] for s in settled[-tenth:])[tenth // 2]
+                print("  %s from second %.0f to %.0f: %d to %d MiB" %
+                      (what, settled[0][0], settled[-1][0], first >> 20, last >> 20), flush=True)
                 self.assertLessEqual(last - first, most, what)
 
 

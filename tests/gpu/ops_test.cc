@@ -15,12 +15,6 @@ using namespace gputest;
 double Silu(double x) { return x / (1 + std::exp(-x)); }
 double Sigmoid(double x) { return 1 / (1 + std::exp(-x)); }
 
-std::vector<uint16_t> ToBf16(const std::vector<float>& x) {
-  std::vector<uint16_t> out(x.size());
-  for (size_t i = 0; i < x.size(); ++i) out[i] = FloatToBFloat16(x[i]);
-  return out;
-}
-
 GPU_TEST(NormsMatchDoubleSums) {
   Random random(10);
   for (int n : {32, 128, 512, 2048, 6144}) {
@@ -279,7 +273,7 @@ GPU_TEST(PairsAreSortedStablyAndCombinedInRankOrder) {
 }
 
 void ExpectGemm(const std::vector<uint16_t>& a, size_t a_at, const std::vector<uint16_t>& b,
-                size_t b_at, int k, float c) {
+                size_t b_at, int k, float c, double rounding = 0) {
   double sum = 0, magnitude = 0;
   for (int i = 0; i < k; ++i) {
     double product = double{BFloat16ToFloat(a[a_at + i])} * BFloat16ToFloat(b[b_at + i]);
@@ -287,7 +281,7 @@ void ExpectGemm(const std::vector<uint16_t>& a, size_t a_at, const std::vector<u
     magnitude += std::abs(product);
   }
   // Products are exact; the tensor core cuts rather than rounds, once per 16 of k.
-  ExpectNear(c, sum, (k / 16 + 4) * 2.4e-7 * magnitude + 1e-30, "gemm");
+  ExpectNear(c, sum, (k / 16 + 4) * 2.4e-7 * magnitude + rounding * std::abs(sum) + 1e-30, "gemm");
 }
 
 GPU_TEST(GemmMatchesDoubleSumsForOddShapes) {
@@ -334,6 +328,52 @@ GPU_TEST(GemmMatchesDoubleSumsForOddShapes) {
         }
         ExpectNear(got[size_t(i) * s.n + j], sum, 6e-8 * (4 + std::sqrt(s.k)) * magnitude,
                    "f32 gemm");
+      }
+    }
+  }
+}
+
+GPU_TEST(GemmOfGroupsWritesF32OrBf16) {
+  Random random(17);
+  struct Size {
+    int groups, m, n, k;
+  };
+  for (Size s : {Size{3, 5, 32, 32}, Size{8, 70, 256, 512}, Size{64, 130, 512, 192}}) {
+    // Heads: rows of all groups side by side, as attention has them.
+    std::vector<uint16_t> a = ToBf16(random.Normals(size_t(s.m) * s.groups * s.k)),
+                          b = ToBf16(random.Normals(size_t(s.n) * s.groups * s.k));
+    Device<uint16_t> d_a(a), d_b(b);
+    for (auto gemm : {&Gemm, &GemmBlasLt}) {
+      const size_t count = size_t(s.m) * s.groups * s.n;
+      Device<float> c(count);
+      Device<uint16_t> c_bf16(count);
+      GemmArgs args{.a = d_a.get(),
+                    .lda = s.groups * s.k,
+                    .a_group_stride = size_t(s.k),
+                    .b = d_b.get(),
+                    .b_group_stride = size_t(s.n) * s.k,
+                    .c = c.get(),
+                    .ldc = s.groups * s.n,
+                    .c_group_stride = size_t(s.n),
+                    .groups = s.groups,
+                    .m = s.m,
+                    .n = s.n,
+                    .k = s.k};
+      CUDA_OK(gemm(args, nullptr));
+      args.c = nullptr, args.c_bf16 = c_bf16.get();
+      CUDA_OK(gemm(args, nullptr));
+      std::vector<float> got = c.Get();
+      std::vector<uint16_t> got_bf16 = c_bf16.Get();
+      for (int i = 0; i < s.m; i += 7) {
+        for (int g = 0; g < s.groups; ++g) {
+          for (int j = 0; j < s.n; j += 5) {
+            size_t at = (size_t(i) * s.groups + g) * s.n + j;
+            size_t a_at = (size_t(i) * s.groups + g) * s.k, b_at = (size_t(g) * s.n + j) * s.k;
+            ExpectGemm(a, a_at, b, b_at, s.k, got[at]);
+            // bf16 has eight bits.
+            ExpectGemm(a, a_at, b, b_at, s.k, BFloat16ToFloat(got_bf16[at]), 1.0 / 256);
+          }
+        }
       }
     }
   }

@@ -173,6 +173,13 @@ void RunAttention(const AttentionCase& c, KvType type, int splits, bool sparse, 
   args.out = out.get();
   CUDA_OK(Attention(args, nullptr));
   std::vector<float> got = out.Get();
+  if (splits == 1) {
+    Device<uint16_t> rounded(got.size());
+    args.out = nullptr;
+    args.emit.values.bf16 = rounded.get();
+    CUDA_OK(Attention(args, nullptr));
+    Expect(rounded.Get() == ToBf16(got), "the same result in bf16");
+  }
 
   std::string what = std::to_string(c.heads) + "/" + std::to_string(c.kv_heads) + " heads, " +
                      std::to_string(c.k_dim) + "/" + std::to_string(c.v_dim) + ", " +

@@ -244,7 +244,7 @@ class Build:
         e = emb / np.linalg.norm(emb, axis=1, keepdims=True)
         out = self.n(V, E, std=s / np.sqrt(E))
         for k in range(K):
-            np.add.at(out, succ[:, k], beta / np.sqrt(E) * e)
+            np.add.at(out, succ[:, k], np.float32(beta / np.sqrt(E)) * e)  # NumPy 2 would widen e
         return out
 
     def embeddings(self):

@@ -58,10 +58,10 @@ uint64_t LayerBytes(const ModelFacts& model, const DeploymentShape& shape, bool 
 class ScratchStack {
  public:
   explicit ScratchStack(uint64_t rows) : rows_(rows) {}
-  // Values of every row; those that products read exist twice, in f32 and bf16.
-  void Take(int values, bool twice = false) {
-    used_ += rows_ * static_cast<uint64_t>(values) * (twice ? 6 : 4);
-    peak_ = std::max(peak_, used_);
+  // Values of every row: f32 takes 4 bytes, what products read 2, both 6.
+  void Take(int values, int bytes = 4) { TakeOf(rows_, values, bytes); }
+  void TakeOf(uint64_t rows, int values, int bytes = 4) {
+    TakeBytes(rows * static_cast<uint64_t>(values) * static_cast<uint64_t>(bytes));
   }
   void TakeBytes(uint64_t bytes) {
     used_ += bytes;
@@ -82,34 +82,31 @@ void TakeAttention(const ModelConfig& c, const LayerConfig& layer, uint64_t rows
   const int heads = c.num_heads;
   if (layer.attention == AttentionKind::kMla) {
     const int rank = c.mla.kv_lora_rank, rope = c.rope.dims;
-    stack->Take(rank + rope);                      // new rows of the cache
-    stack->Take(heads * (c.mla.nope_dim + rope));  // queries
-    stack->Take(c.mla.q_lora_rank, true);
-    const uint64_t queries = stack->used();
+    stack->Take(rank + rope);  // new rows of the cache
+    stack->Take(c.mla.q_lora_rank, 6);
+    const uint64_t before = stack->used();
     if (layer.indexer == IndexerKind::kFull) {
       stack->Take(c.indexer.head_dim);
       if (positions > static_cast<uint64_t>(c.indexer.top_k)) {
         stack->Take(c.indexer.num_heads * (c.indexer.head_dim + 1));
         stack->TakeBytes(std::min<uint64_t>(rows * positions * 4, 64 << 20));  // scores
       }
-      stack->GiveBackTo(queries);
+      stack->GiveBackTo(before);
     }
-    stack->Take(heads * (rank + rope));  // queries in latent space
+    // At most 2048 rows at once, about as many each time.
+    const uint64_t times = (rows + 2047) / 2048, some = (rows + times - 1) / times;
+    stack->TakeOf(some, heads * (c.mla.nope_dim + rope));  // queries
+    stack->TakeOf(some, heads * (rank + rope));            // the same in latent space
     const uint64_t absorbed = stack->used();
-    stack->Take(heads * c.mla.nope_dim, true);
+    stack->TakeOf(some, heads * c.mla.nope_dim, 2);
     stack->GiveBackTo(absorbed);
-    stack->Take(heads * rank);  // attended
-    const uint64_t attended = stack->used();
-    stack->Take(heads * (rank + 2));  // partial sums
-    stack->GiveBackTo(attended);
-    stack->Take(heads * rank, true);
-    stack->Take(heads * c.mla.value_dim, true);
+    stack->TakeOf(some, heads * rank, 2);  // attended
+    stack->TakeOf(some, heads * c.mla.value_dim, 2);
   } else if (layer.attention == AttentionKind::kGqa) {
     stack->Take(heads * c.gqa.key_dim * (c.gqa.output_gate ? 2 : 1));
     stack->Take(c.gqa.num_kv_heads * (c.gqa.key_dim + c.gqa.value_dim));
     stack->Take(heads * c.gqa.key_dim);
-    stack->Take(heads * c.gqa.value_dim, true);
-    stack->Take(heads * (c.gqa.value_dim + 2));
+    stack->Take(heads * c.gqa.value_dim, 6);
   } else {
     const int inner = c.delta_net.num_value_heads * c.delta_net.head_dim;
     const int channels = inner + 2 * c.delta_net.num_key_heads * c.delta_net.head_dim;
@@ -118,14 +115,28 @@ void TakeAttention(const ModelConfig& c, const LayerConfig& layer, uint64_t rows
       stack->Take(inner);
       stack->Take(c.delta_net.num_value_heads);
     }
-    stack->Take(inner, true);
+    stack->Take(inner, 2);
+  }
+}
+
+// Queries, results, and those of 32 parts of the context with a maximum and a sum each.
+void TakeDecode(const ModelConfig& c, const LayerConfig& layer, ScratchStack* stack) {
+  if (layer.attention == AttentionKind::kMla) {
+    stack->Take(c.num_heads * (c.mla.nope_dim + c.rope.dims));
+    stack->Take(c.num_heads * (c.mla.kv_lora_rank + c.rope.dims));
+    stack->Take(c.num_heads * c.mla.kv_lora_rank, 6);
+    stack->Take(c.num_heads * 32 * (c.mla.kv_lora_rank + 2));
+  } else if (layer.attention == AttentionKind::kGqa) {
+    stack->Take(c.num_heads * c.gqa.key_dim);
+    stack->Take(c.num_heads * c.gqa.value_dim, 6);
+    stack->Take(c.num_heads * 32 * (c.gqa.value_dim + 2));
   }
 }
 
 void TakeFeedForward(const ModelConfig& c, const LayerConfig& layer, ScratchStack* stack) {
   const auto dense = [&](int width) {
     stack->Take(2 * width);
-    stack->Take(width, true);
+    stack->Take(width, 2);
   };
   if (layer.ffn == FfnKind::kDense) return dense(c.dense_dim);
   if (c.moe.shared_dim > 0) {
@@ -133,7 +144,8 @@ void TakeFeedForward(const ModelConfig& c, const LayerConfig& layer, ScratchStac
     dense(c.moe.shared_dim);
   }
   stack->Take(c.moe.num_experts + 4 * c.moe.top_k);  // router; picks and their order
-  const auto pair = static_cast<uint64_t>(4 * c.hidden_dim + 10 * c.moe.expert_dim);
+  const auto pair = static_cast<uint64_t>(std::max(4 * c.hidden_dim, 8 * c.moe.expert_dim) +
+                                          2 * c.moe.expert_dim);
   stack->TakeBytes(stack->rows() * static_cast<uint64_t>(c.moe.top_k) * pair);
 }
 
@@ -201,7 +213,7 @@ uint64_t CudaBaseBytes(const ModelFacts& model, const DeploymentShape& shape, bo
   for (const LayerConfig& layer : c.layers) {
     for (const bool attention : {true, false}) {
       ScratchStack stack(Rows(shape));
-      stack.Take(c.hidden_dim, true);
+      stack.Take(c.hidden_dim, 6);
       if (attention) {
         TakeAttention(c, layer, Rows(shape), positions, &stack);
       } else {
@@ -209,6 +221,10 @@ uint64_t CudaBaseBytes(const ModelFacts& model, const DeploymentShape& shape, bo
       }
       widest = std::max(widest, stack.peak());
     }
+    ScratchStack step(std::min<uint64_t>(Rows(shape), 8));
+    step.TakeOf(Rows(shape), c.hidden_dim, 6);
+    TakeDecode(c, layer, &step);
+    widest = std::max(widest, step.peak());
   }
   uint64_t bytes = widest + HopBytes(c, shape, first, last);
   // Residual and its increment, angles, choice of sparse attention, positions and tables.
@@ -508,6 +524,12 @@ std::string PlanFault(const PlanRequest& request, const Placement& placement) {
     }
   }
   std::map<std::string, uint64_t> bytes = Recount(request, placement);
+  for (const DeviceTotal& device : placement.devices) {
+    if (device.used() != bytes[device.device.text()]) {
+      return absl::StrCat(device.device.text(), ": billed ", device.used(), ", recounted ",
+                          bytes[device.device.text()]);
+    }
+  }
   for (const HostFacts& host : request.rig.hosts) {
     const uint64_t ram = host.memory.available_bytes;
     const bool known = ram > 0 || host.memory.total_bytes > 0;
@@ -518,14 +540,8 @@ std::string PlanFault(const PlanRequest& request, const Placement& placement) {
       const std::string name = absl::StrCat(host.name, "/cuda:", gpu.index);
       if (gpu.memory_bytes == 0) continue;  // not known
       if (static_cast<double>(bytes[name]) > 0.95 * static_cast<double>(gpu.memory_bytes)) {
-        return name + " is over-committed";
+        return absl::StrCat(name, " is over-committed: ", bytes[name], " of ", gpu.memory_bytes);
       }
-    }
-  }
-  for (const DeviceTotal& device : placement.devices) {
-    if (device.used() != bytes[device.device.text()]) {
-      return absl::StrCat(device.device.text(), ": billed ", device.used(), ", recounted ",
-                          bytes[device.device.text()]);
     }
   }
   return "";

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "common/model/buffers.h"
 #include "worker/device/cuda/cuda_run.h"
 
 namespace packtrain {
@@ -75,8 +76,10 @@ void Attend(CudaRun* run, cuda::AttentionArgs args) {
   args.type = run->kv_type;
   args.scale = run->config.attention_scale;
   args.max_splits = run->decode() ? kDecodeSplits : 1;
-  args.workspace = run->Take<uint8_t>(
-      cuda::AttentionWorkspaceBytes(run->rows, args.heads, args.v_dim, args.max_splits));
+  if (args.max_splits > 1) {
+    args.workspace = run->Take<uint8_t>(
+        cuda::AttentionWorkspaceBytes(run->rows, args.heads, args.v_dim, args.max_splits));
+  }
   if (run->decode() || args.v_cache == nullptr) {
     LAUNCH(run, cuda::Attention(args, run->stream));
     return;
@@ -94,36 +97,23 @@ void Attend(CudaRun* run, cuda::AttentionArgs args) {
   }
 }
 
-}  // namespace
-
-void DeviceMla(CudaRun* run, int layer, const DeviceLayer& w, const DeviceLayerCache& cache,
-               const DeviceActivations& x, float* y) {
+// What MLA does with queries, for the run's rows. kv: in a decode step, where nothing has been done
+// with the new latent rows yet.
+void MlaRows(CudaRun* run, const DeviceLayer& w, const DeviceLayerCache& cache,
+             const DeviceActivations& q_input, float* kv, bool sparse, float* y) {
   const ScratchScope scope(run);
   const ModelConfig& config = run->config;
   const int rows = run->rows, heads = config.num_heads, nope = config.mla.nope_dim,
             rope = config.rope.dims;
   const int rank = config.mla.kv_lora_rank, head_dim = nope + rope, row_dim = rank + rope;
-  const IndexerKind indexer = config.layers[static_cast<size_t>(layer)].indexer;
-
-  float* kv = run->Take<float>(Product(rows, row_dim));
   float* q = run->Take<float>(Product(rows, heads, head_dim));
-  DeviceActivations q_lora;
-  if (w.q_a.empty()) {
-    DeviceLinears(run, x, {{&w.kv_a, kv}, {&w.q_direct, q}});
-  } else {
-    q_lora = run->TakeActivations(rows, w.q_a.rows);
-    DeviceLinears(run, x, {{&w.kv_a, kv}, {&w.q_a, q_lora.f32}});
-    LAUNCH(run, cuda::RmsNorm(q_lora.f32, q_lora.n, nullptr, w.q_a_norm, config.rms_eps, rows,
-                              q_lora.n, q_lora.out(), run->stream));
-    DeviceLinear(run, w.q_b, q_lora, q);
-  }
-  if (indexer == IndexerKind::kFull) RunIndexer(run, w, cache, x, q_lora);
+  DeviceLinear(run, w.q_a.empty() ? w.q_direct : w.q_b, q_input, q);
 
   // Queries in latent space: [rows, heads, rank + rope].
   float* absorbed = run->Take<float>(Product(rows, heads, row_dim));
   {
     const ScratchScope inner(run);
-    const DeviceActivations q_nope = run->TakeActivations(rows * heads, nope);
+    const DeviceActivations q_nope = run->TakeInput(rows * heads, w.k_b);
     if (run->decode()) {
       cuda::MlaHeadsArgs args;
       args.at = run->at();
@@ -143,20 +133,15 @@ void DeviceMla(CudaRun* run, int layer, const DeviceLayer& w, const DeviceLayerC
       args.absorbed = absorbed;
       LAUNCH(run, cuda::MlaHeads(args, run->stream));
     } else {
-      LAUNCH(run, cuda::RmsNorm(kv, row_dim, nullptr, w.kv_a_norm, config.rms_eps, rows, rank,
-                                {.f32 = kv, .f32_stride = row_dim}, run->stream));
-      Rotate(run, kv + rank, 1, row_dim, row_dim, config.rope.kind);
-      LAUNCH(run, cuda::KvStore(run->at(), kv, row_dim, row_dim, run->kv_type, cache.latent,
-                                run->stream));
       Rotate(run, q + nope, heads, heads * head_dim, head_dim, config.rope.kind);
       LAUNCH(run, cuda::Convert(q, rows * heads, nope, head_dim, q_nope.out(), run->stream));
       LAUNCH(run, cuda::Convert(q + nope, rows * heads, rope, head_dim,
                                 {.f32 = absorbed + rank, .f32_stride = row_dim}, run->stream));
     }
-    DeviceLinearPerHead(run, w.k_b, heads, q_nope, absorbed, row_dim);
+    DeviceLinearPerHead(run, w.k_b, heads, q_nope, {.f32 = absorbed, .f32_stride = row_dim});
   }
 
-  const DeviceActivations latent = run->TakeActivations(rows * heads, rank);
+  const DeviceActivations latent = run->TakeInput(rows * heads, w.v_b);
   cuda::AttentionArgs args;
   args.q = absorbed;
   args.q_stride = heads * row_dim;
@@ -166,21 +151,62 @@ void DeviceMla(CudaRun* run, int layer, const DeviceLayer& w, const DeviceLayerC
   args.v_dim = rank;
   args.k_cache = cache.latent;
   args.out = latent.f32;
-  args.emit = {.values = {.q8 = latent.q8}, .per_head = true};
-  if (indexer != IndexerKind::kNone && run->sparse()) {
+  args.emit = {.values = {.q8 = latent.q8, .bf16 = latent.bf16}, .per_head = true};
+  if (sparse) {
     args.selection = run->selection;
     args.selection_stride = config.indexer.top_k;
   }
   Attend(run, args);
-  if (!run->decode()) {
-    LAUNCH(run,
-           cuda::Convert(latent.f32, rows * heads, rank, rank, {.bf16 = latent.bf16}, run->stream));
+  if (!run->decode() && ReadsBf16(w.v_b) && ReadsBf16(w.attn_output)) {
+    const DeviceActivations values = run->TakeInput(rows, w.attn_output);
+    DeviceLinearPerHead(run, w.v_b, heads, latent, {.bf16 = values.bf16});
+    DeviceLinear(run, w.attn_output, values, y);
+    return;
   }
   const DeviceActivations values = run->TakeActivations(rows, heads * config.mla.value_dim);
-  DeviceLinearPerHead(run, w.v_b, heads, latent, values.f32, config.mla.value_dim);
+  DeviceLinearPerHead(run, w.v_b, heads, latent, {.f32 = values.f32});
   LAUNCH(run, cuda::Convert(values.f32, rows, values.n, values.n,
                             {.q8 = values.q8, .bf16 = values.bf16}, run->stream));
   DeviceLinear(run, w.attn_output, values, y);
+}
+
+}  // namespace
+
+void DeviceMla(CudaRun* run, int layer, const DeviceLayer& w, const DeviceLayerCache& cache,
+               const DeviceActivations& x, float* y) {
+  const ScratchScope scope(run);
+  const ModelConfig& config = run->config;
+  const int rows = run->rows, rank = config.mla.kv_lora_rank, row_dim = rank + config.rope.dims;
+  const IndexerKind indexer = config.layers[static_cast<size_t>(layer)].indexer;
+
+  float* kv = run->Take<float>(Product(rows, row_dim));
+  DeviceActivations q_input = x;
+  if (w.q_a.empty()) {
+    DeviceLinear(run, w.kv_a, x, kv);
+  } else {
+    q_input = run->TakeActivations(rows, w.q_a.rows);
+    DeviceLinears(run, x, {{&w.kv_a, kv}, {&w.q_a, q_input.f32}});
+    LAUNCH(run, cuda::RmsNorm(q_input.f32, q_input.n, nullptr, w.q_a_norm, config.rms_eps, rows,
+                              q_input.n, q_input.out(), run->stream));
+  }
+  if (!run->decode()) {
+    LAUNCH(run, cuda::RmsNorm(kv, row_dim, nullptr, w.kv_a_norm, config.rms_eps, rows, rank,
+                              {.f32 = kv, .f32_stride = row_dim}, run->stream));
+    Rotate(run, kv + rank, 1, row_dim, row_dim, config.rope.kind);
+    LAUNCH(run,
+           cuda::KvStore(run->at(), kv, row_dim, row_dim, run->kv_type, cache.latent, run->stream));
+  }
+  if (indexer == IndexerKind::kFull) RunIndexer(run, w, cache, x, q_input);
+  const bool sparse = indexer != IndexerKind::kNone && run->sparse();
+  const int windows = (rows + kMlaRows - 1) / kMlaRows;
+  for (int i = 0; i < windows; ++i) {
+    // About equally long, so that none becomes a decode step.
+    const int first = static_cast<int>(int64_t{rows} * i / windows),
+              last = static_cast<int>(int64_t{rows} * (i + 1) / windows);
+    const RowWindow window(run, first, last - first);
+    MlaRows(run, w, cache, q_input.Rows(first, last - first), kv, sparse,
+            y + Product(first, config.hidden_dim));
+  }
 }
 
 void DeviceGqa(CudaRun* run, const DeviceLayer& w, const DeviceLayerCache& cache,
@@ -293,7 +319,7 @@ void DeviceDeltaNet(CudaRun* run, const DeviceLayer& w, const DeviceLayerCache& 
       run, x,
       {{&w.delta_qkv, u}, {&w.delta_gate, z}, {&w.delta_beta, beta}, {&w.delta_alpha, alpha}});
 
-  const DeviceActivations gated = run->TakeActivations(rows, delta.inner_dim());
+  const DeviceActivations gated = run->TakeInput(rows, w.delta_out);
   cuda::DeltaNetArgs args;
   args.sequences = static_cast<int>(run->sequences.size());
   args.rows = rows;

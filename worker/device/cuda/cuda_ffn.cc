@@ -201,15 +201,18 @@ void ExpertsByGroup(CudaRun* run, const DeviceExperts& experts, const DevicePick
   auto* row_of_pair = run->Take<int32_t>(static_cast<size_t>(pairs));
   LAUNCH(run, cuda::SortPairs(picks.ids, nullptr, run->rows, top_k, experts.num_experts, offsets,
                               token_of_row, row_of_pair, run->stream));
-  float* down = run->Take<float>(Product(pairs, hidden));
   auto* inner = run->Take<uint16_t>(Product(pairs, inner_dim));
-  float* gate = run->Take<float>(Product(pairs, inner_dim));
-  float* up = run->Take<float>(Product(pairs, inner_dim));
-  GroupedProduct(run, w.gate, inner_dim, experts.row_stride, experts.num_experts, x.bf16,
-                 token_of_row, offsets, pairs, gate);
-  GroupedProduct(run, w.up, inner_dim, experts.row_stride, experts.num_experts, x.bf16,
-                 token_of_row, offsets, pairs, up);
-  LAUNCH(run, cuda::SwiGlu(gate, up, inner_dim, pairs, inner_dim, {.bf16 = inner}, run->stream));
+  {
+    const ScratchScope products(run);
+    float* gate = run->Take<float>(Product(pairs, inner_dim));
+    float* up = run->Take<float>(Product(pairs, inner_dim));
+    GroupedProduct(run, w.gate, inner_dim, experts.row_stride, experts.num_experts, x.bf16,
+                   token_of_row, offsets, pairs, gate);
+    GroupedProduct(run, w.up, inner_dim, experts.row_stride, experts.num_experts, x.bf16,
+                   token_of_row, offsets, pairs, up);
+    LAUNCH(run, cuda::SwiGlu(gate, up, inner_dim, pairs, inner_dim, {.bf16 = inner}, run->stream));
+  }
+  float* down = run->Take<float>(Product(pairs, hidden));
   GroupedProduct(run, w.down, hidden, hidden, experts.num_experts, inner, nullptr, offsets, pairs,
                  down);
   LAUNCH(run, cuda::CombineExperts(down, picks.ids, nullptr, row_of_pair, picks.weights, run->rows,
@@ -249,7 +252,7 @@ DevicePicks Route(CudaRun* run, const DeviceLayer& w, const DeviceActivations& x
 // Its scratch memory stays taken.
 void Dense(CudaRun* run, const DeviceFfn& w, const DeviceActivations& x, float* y) {
   const int inner_dim = w.gate.rows;
-  const DeviceActivations inner = run->TakeActivations(run->rows, inner_dim);
+  const DeviceActivations inner = run->TakeInput(run->rows, w.down);
   if (run->rows == 1 && run->decode() && FusesGateUp(w, inner_dim)) {
     LAUNCH(run, w.gate.kernels->gate_up({.gate = w.gate.data,
                                          .up = w.up.data,

@@ -19,6 +19,10 @@ cuda::MatVecPart Part(const DeviceMatrix& w, float* y, int y_stride = 0) {
 
 }  // namespace
 
+bool ReadsBf16(const DeviceMatrix& w) {
+  return w.kernels->type != TensorType::kF32 && w.cols % 32 == 0;
+}
+
 void DeviceLinear(CudaRun* run, const DeviceMatrix& w, const DeviceActivations& x, float* y,
                   int y_stride) {
   if (y_stride == 0) y_stride = w.rows;
@@ -36,7 +40,7 @@ void DeviceLinear(CudaRun* run, const DeviceMatrix& w, const DeviceActivations& 
                               w.cols, y_stride, run->stream));
     return;
   }
-  if (x.bf16 == nullptr) {
+  if (!ReadsBf16(w)) {
     // Rows that are no multiple of 32 exist as F16 and BF16 only, in small matrices.
     for (int row = 0; row < x.rows; row += kDecodeRows) {
       cuda::MatVecArgs args;
@@ -49,22 +53,22 @@ void DeviceLinear(CudaRun* run, const DeviceMatrix& w, const DeviceActivations& 
     }
     return;
   }
-  // As many rows of w at a time as there is room for.
-  const auto fit = static_cast<int>(run->unpacked_capacity / static_cast<size_t>(w.cols));
+  // As many rows of w at a time as there is room for; 64 keep the parts of y aligned.
+  const auto fit = static_cast<int>(run->unpacked_capacity / static_cast<size_t>(w.cols) / 64 * 64);
   for (int row = 0; row < w.rows; row += fit) {
     const int part = std::min(fit, w.rows - row);
     LAUNCH(run, w.kernels->decode_bf16(w.data + static_cast<size_t>(row) * w.row_bytes(),
                                        static_cast<size_t>(part) * static_cast<size_t>(w.cols),
                                        run->unpacked, run->stream));
-    LAUNCH(run, cuda::Gemm({.a = x.bf16,
-                            .lda = x.n,
-                            .b = run->unpacked,
-                            .c = y + row,
-                            .ldc = y_stride,
-                            .m = x.rows,
-                            .n = part,
-                            .k = w.cols},
-                           run->stream));
+    LAUNCH(run, cuda::GemmBlasLt({.a = x.bf16,
+                                  .lda = x.n,
+                                  .b = run->unpacked,
+                                  .c = y + row,
+                                  .ldc = y_stride,
+                                  .m = x.rows,
+                                  .n = part,
+                                  .k = w.cols},
+                                 run->stream));
   }
 }
 
@@ -95,13 +99,13 @@ void DeviceLinears(CudaRun* run, const DeviceActivations& x,
 }
 
 void DeviceLinearPerHead(CudaRun* run, const DeviceMatrix& w, int heads, const DeviceActivations& x,
-                         float* y, int y_stride) {
-  const int rows = w.rows / heads;
-  if (run->decode() || w.kernels->f32_activations || x.bf16 == nullptr) {
+                         const cuda::ActivationOut& y) {
+  const int rows = w.rows / heads, y_stride = y.f32_stride != 0 ? y.f32_stride : rows;
+  if (run->decode() || !ReadsBf16(w)) {
     cuda::MatVecArgs args;
     args.parts[0] = {.w = w.data,
                      .expert_stride = static_cast<size_t>(rows) * w.row_bytes(),
-                     .y = y,
+                     .y = y.f32,
                      .y_stride = y_stride,
                      .rows = rows};
     args.n = w.cols;
@@ -119,19 +123,22 @@ void DeviceLinearPerHead(CudaRun* run, const DeviceMatrix& w, int heads, const D
     LAUNCH(run, w.kernels->decode_bf16(
                     w.data + static_cast<size_t>(head) * static_cast<size_t>(rows) * w.row_bytes(),
                     static_cast<size_t>(part) * matrix, run->unpacked, run->stream));
-    LAUNCH(run, cuda::Gemm({.a = x.bf16 + static_cast<size_t>(head) * static_cast<size_t>(w.cols),
-                            .lda = heads * w.cols,
-                            .a_group_stride = static_cast<size_t>(w.cols),
-                            .b = run->unpacked,
-                            .b_group_stride = matrix,
-                            .c = y + static_cast<size_t>(head) * static_cast<size_t>(y_stride),
-                            .ldc = heads * y_stride,
-                            .c_group_stride = static_cast<size_t>(y_stride),
-                            .groups = part,
-                            .m = x.rows / heads,
-                            .n = rows,
-                            .k = w.cols},
-                           run->stream));
+    const size_t first = static_cast<size_t>(head) * static_cast<size_t>(y_stride);
+    LAUNCH(run,
+           cuda::GemmBlasLt({.a = x.bf16 + static_cast<size_t>(head) * static_cast<size_t>(w.cols),
+                             .lda = heads * w.cols,
+                             .a_group_stride = static_cast<size_t>(w.cols),
+                             .b = run->unpacked,
+                             .b_group_stride = matrix,
+                             .c = y.f32 != nullptr ? y.f32 + first : nullptr,
+                             .c_bf16 = y.bf16 != nullptr ? y.bf16 + first : nullptr,
+                             .ldc = heads * y_stride,
+                             .c_group_stride = static_cast<size_t>(y_stride),
+                             .groups = part,
+                             .m = x.rows / heads,
+                             .n = rows,
+                             .k = w.cols},
+                            run->stream));
   }
 }
 

@@ -49,6 +49,8 @@ struct DeviceActivations {
   uint16_t* bf16 = nullptr;  // more
 
   cuda::ActivationOut out() const { return {.f32 = f32, .q8 = q8, .bf16 = bf16}; }
+  // `count` of the rows.
+  DeviceActivations Rows(int first, int count) const;
 };
 
 // The ubatch in device memory: one array behind the other, uploaded at once.
@@ -128,6 +130,8 @@ struct CudaRun {
   }
   // Memory for `n_rows` activations of n values, in all forms their readers may want.
   DeviceActivations TakeActivations(int n_rows, int n);
+  // For products with `reader` alone: no f32 where they read something else.
+  DeviceActivations TakeInput(int n_rows, const DeviceMatrix& reader);
 
   void Check(int code, std::string_view what) {
     if (code != 0 && status.ok()) status = CudaStatus(code, what);
@@ -155,12 +159,29 @@ class ScratchScope {
   size_t used_;
 };
 
+// Within its life the run's rows are `rows` of them. Their sequences are not those of the window:
+// for work that looks at rows only.
+class RowWindow {
+ public:
+  RowWindow(CudaRun* run, int first, int rows);
+  ~RowWindow();
+  RowWindow(const RowWindow&) = delete;
+  RowWindow& operator=(const RowWindow&) = delete;
+
+ private:
+  CudaRun* run_;
+  int first_, all_rows_;
+};
+
+// Whether products of more than kDecodeRows rows read bf16, not f32.
+bool ReadsBf16(const DeviceMatrix& w);
 // y [x.rows, w.rows] with row stride y_stride (0: dense) := x w^T.
 void DeviceLinear(CudaRun* run, const DeviceMatrix& w, const DeviceActivations& x, float* y,
                   int y_stride = 0);
 // The same per head: w holds `heads` matrices, x [rows * heads, cols] rows with the head fastest.
+// y: f32, or bf16 where that is what many rows of x are read in.
 void DeviceLinearPerHead(CudaRun* run, const DeviceMatrix& w, int heads, const DeviceActivations& x,
-                         float* y, int y_stride);
+                         const cuda::ActivationOut& y);
 struct DeviceProduct {
   const DeviceMatrix* w = nullptr;
   float* y = nullptr;

@@ -7,13 +7,22 @@ namespace {
 
 constexpr int kThreads = 256;
 
+constexpr int kConverted = 4;  // values of a thread
+
+// Rows one behind the other, so that short ones fill blocks too. A warp never has parts of two rows
+// of n % 32 == 0 values.
 __global__ void __launch_bounds__(kThreads)
-    ConvertKernel(const float* x, int n, int stride, ActivationOut out) {
+    ConvertKernel(const float* x, int64_t count, int n, int stride, ActivationOut out) {
   LetNextBegin();
   AwaitPrevious();
-  const float* row = x + static_cast<size_t>(blockIdx.x) * stride;
-  int i = blockIdx.y * kThreads + threadIdx.x;
-  if (i < n) Emit(out, blockIdx.x, n, i, row[i]);
+#pragma unroll
+  for (int k = 0; k < kConverted; ++k) {
+    int64_t at = (int64_t{blockIdx.x} * kConverted + k) * kThreads + threadIdx.x;
+    if (at >= count) break;
+    int64_t row = at / n;
+    int i = static_cast<int>(at - row * n);
+    Emit(out, row, n, i, x[row * stride + i]);
+  }
 }
 
 // A block per row, kPer values a thread: all loads are under way at once.
@@ -165,9 +174,11 @@ __global__ void GatedRmsNormKernel(const float* x, const float* z, const float* 
 
 int Convert(const float* x, int rows, int n, int stride, ActivationOut out, Stream stream) {
   if (n % 32 != 0 && out.q8 != nullptr) return static_cast<int>(cudaErrorInvalidValue);
-  if (rows == 0) return 0;
-  return Launch(ConvertKernel, dim3(rows, CeilDiv(n, kThreads)), kThreads, 0, stream, x, n, stride,
-                out);
+  if (rows == 0 || n == 0) return 0;
+  const int64_t count = int64_t{rows} * n;
+  const auto blocks =
+      static_cast<unsigned>((count + kThreads * kConverted - 1) / (kThreads * kConverted));
+  return Launch(ConvertKernel, blocks, kThreads, 0, stream, x, count, n, stride, out);
 }
 
 int RmsNorm(float* h, int stride, const float* delta, const float* weight, float eps, int rows,

@@ -66,13 +66,17 @@ __global__ void __launch_bounds__(kThreads) AttentionKernel(AttentionArgs args) 
   }
   bool whole = args.max_splits == 1;
   size_t index = PartialIndex(args, row, head, split);
-  float* out = whole ? args.out + (static_cast<size_t>(row) * args.heads + head) * args.v_dim
-                     : PartialValues(args) + index * args.v_dim;
+  float* partial = PartialValues(args) + index * args.v_dim;
   if (!whole && threadIdx.x == 0) PartialStats(args)[index] = make_float2(highest, sum);
 #pragma unroll
   for (int i = 0; i < kMaxValues; ++i) {
     int d = threadIdx.x + i * kThreads;
-    if (d < args.v_dim) out[d] = whole ? acc[i] / sum : acc[i];
+    if (d >= args.v_dim) continue;
+    if (whole) {
+      StoreWhole(args, row, head, d, acc[i] / sum);
+    } else {
+      partial[d] = acc[i];
+    }
   }
 }
 

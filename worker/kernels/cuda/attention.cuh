@@ -41,6 +41,15 @@ __device__ inline float* PartialValues(const AttentionArgs& args) {
          size_t{2} * args.at.rows * args.heads * args.max_splits;
 }
 
+// The result of a row's head, values i and on, where the context is not split.
+__device__ inline void StoreWhole(const AttentionArgs& args, int row, int head, int i, float v) {
+  size_t at = (static_cast<size_t>(row) * args.heads + head) * args.v_dim + i;
+  if (args.out != nullptr) args.out[at] = v;
+  if (args.emit.values.bf16 != nullptr) {
+    args.emit.values.bf16[at] = __bfloat16_as_ushort(__float2bfloat16_rn(v));
+  }
+}
+
 // Returns 0 and launches if the tensor core kernel covers `args`, else -1.
 int AttentionTensorCores(const AttentionArgs& args, Stream stream);
 

@@ -114,7 +114,7 @@ __global__ void __launch_bounds__(kThreads) GemmKernel(GemmArgs args) {
     }
     CopyWait<0>();
 
-    float* c = args.c + group * args.c_group_stride;
+    size_t c = group * args.c_group_stride;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
 #pragma unroll
@@ -123,8 +123,13 @@ __global__ void __launch_bounds__(kThreads) GemmKernel(GemmArgs args) {
         for (int e = 0; e < 4; ++e) {
           int m = m0 + wm + 16 * i + lane / 4 + e / 2 * 8,
               n = n0 + wn + 8 * j + lane % 4 * 2 + e % 2;
-          if (m < rows && n < args.n)
-            c[static_cast<size_t>(row0 + m) * args.ldc + n] = acc[i][j][e];
+          if (m >= rows || n >= args.n) continue;
+          size_t at = c + static_cast<size_t>(row0 + m) * args.ldc + n;
+          if (args.c_bf16 != nullptr) {
+            args.c_bf16[at] = __bfloat16_as_ushort(__float2bfloat16_rn(acc[i][j][e]));
+          } else {
+            args.c[at] = acc[i][j][e];
+          }
         }
       }
     }

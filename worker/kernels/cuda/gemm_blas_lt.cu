@@ -4,6 +4,7 @@
 
 #include <map>
 #include <mutex>
+#include <optional>
 #include <tuple>
 
 #include "worker/kernels/cuda/device.cuh"
@@ -11,12 +12,8 @@
 namespace packtrain::cuda {
 namespace {
 
-// cuBLASLt is column-major: it computes C^T [n, m] from B^T and A^T.
-struct Plan {
-  cublasLtMatmulDesc_t product = nullptr;
-  cublasLtMatrixLayout_t a = nullptr, b = nullptr, c = nullptr;
-  cublasLtMatmulAlgo_t algorithm = {};
-};
+constexpr size_t kMaxShapes = 4096;  // remembered; rows of ubatches come in all lengths
+constexpr uint32_t kAlignment = 16;  // bytes, of all operands
 
 cublasLtHandle_t Handle() {
   static const cublasLtHandle_t handle = [] {
@@ -26,50 +23,103 @@ cublasLtHandle_t Handle() {
   return handle;
 }
 
-// Null where cuBLASLt has no way without a workspace. Plans live as long as the process.
-const Plan* FindPlan(const GemmArgs& args) {
-  static std::mutex mutex;
-  static std::map<std::tuple<int, int, int, int, int>, Plan> plans;
-  const std::lock_guard lock(mutex);
-  const auto [it, added] = plans.try_emplace({args.m, args.n, args.k, args.lda, args.ldc});
-  Plan& plan = it->second;
-  if (!added) return plan.product != nullptr ? &plan : nullptr;
-  const cublasOperation_t transposed = CUBLAS_OP_T;
-  cublasLtMatmulPreference_t preference = nullptr;
+// What cuBLASLt wants to know of a product. It is column-major: it computes C^T [n, m] from B^T and
+// A^T.
+struct Product {
+  cublasLtMatmulDescOpaque_t operation;
+  cublasLtMatrixLayoutOpaque_t a, b, c;
+
+  // Whether cuBLASLt takes it.
+  bool Init(const GemmArgs& args) {
+    const cublasOperation_t transposed = CUBLAS_OP_T;
+    return cublasLtMatmulDescInit(&operation, CUBLAS_COMPUTE_32F, CUDA_R_32F) == 0 &&
+           cublasLtMatmulDescSetAttribute(&operation, CUBLASLT_MATMUL_DESC_TRANSA, &transposed,
+                                          sizeof(transposed)) == 0 &&
+           InitLayout(&a, CUDA_R_16BF, args.k, args.n, args.k, args.groups, args.b_group_stride) &&
+           InitLayout(&b, CUDA_R_16BF, args.k, args.m, args.lda, args.groups,
+                      args.a_group_stride) &&
+           InitLayout(&c, args.c_bf16 != nullptr ? CUDA_R_16BF : CUDA_R_32F, args.n, args.m,
+                      args.ldc, args.groups, args.c_group_stride);
+  }
+
+ private:
+  static bool InitLayout(cublasLtMatrixLayout_t layout, cudaDataType type, int rows, int cols,
+                         int stride, int32_t groups, size_t group_stride) {
+    const auto offset = static_cast<int64_t>(group_stride);
+    return cublasLtMatrixLayoutInit(layout, type, rows, cols, stride) == 0 &&
+           cublasLtMatrixLayoutSetAttribute(layout, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &groups,
+                                            sizeof(groups)) == 0 &&
+           cublasLtMatrixLayoutSetAttribute(layout, CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET,
+                                            &offset, sizeof(offset)) == 0;
+  }
+};
+
+// Nothing where cuBLASLt has no way without a workspace.
+std::optional<cublasLtMatmulAlgo_t> ChooseAlgorithm(Product* product) {
+  cublasLtMatmulPreferenceOpaque_t preference;
   cublasLtMatmulHeuristicResult_t found = {};
   int count = 0;
-  const bool ok = cublasLtMatmulDescCreate(&plan.product, CUBLAS_COMPUTE_32F, CUDA_R_32F) == 0 &&
-                  cublasLtMatmulDescSetAttribute(plan.product, CUBLASLT_MATMUL_DESC_TRANSA,
-                                                 &transposed, sizeof(transposed)) == 0 &&
-                  cublasLtMatrixLayoutCreate(&plan.a, CUDA_R_16BF, args.k, args.n, args.k) == 0 &&
-                  cublasLtMatrixLayoutCreate(&plan.b, CUDA_R_16BF, args.k, args.m, args.lda) == 0 &&
-                  cublasLtMatrixLayoutCreate(&plan.c, CUDA_R_32F, args.n, args.m, args.ldc) == 0 &&
-                  cublasLtMatmulPreferenceCreate(&preference) == 0 &&
-                  cublasLtMatmulAlgoGetHeuristic(Handle(), plan.product, plan.a, plan.b, plan.c,
-                                                 plan.c, preference, 1, &found, &count) == 0 &&
-                  count == 1;
-  if (preference != nullptr) cublasLtMatmulPreferenceDestroy(preference);
-  if (!ok) {
-    plan.product = nullptr;
-    return nullptr;
+  bool ok = cublasLtMatmulPreferenceInit(&preference) == 0;
+  for (const auto operand :
+       {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
+        CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES}) {
+    ok = ok && cublasLtMatmulPreferenceSetAttribute(&preference, operand, &kAlignment,
+                                                    sizeof(kAlignment)) == 0;
   }
-  plan.algorithm = found.algo;
-  return &plan;
+  ok = ok &&
+       cublasLtMatmulAlgoGetHeuristic(Handle(), &product->operation, &product->a, &product->b,
+                                      &product->c, &product->c, &preference, 1, &found,
+                                      &count) == 0 &&
+       count == 1;
+  if (!ok) return std::nullopt;
+  return found.algo;
+}
+
+std::optional<cublasLtMatmulAlgo_t> FindAlgorithm(const GemmArgs& args, Product* product) {
+  using Shape = std::tuple<int, int, int, int, int, int, size_t, size_t, size_t, bool>;
+  static std::mutex mutex;
+  static std::map<Shape, std::optional<cublasLtMatmulAlgo_t>> known;
+  const Shape shape = {args.m,
+                       args.n,
+                       args.k,
+                       args.lda,
+                       args.ldc,
+                       args.groups,
+                       args.a_group_stride,
+                       args.b_group_stride,
+                       args.c_group_stride,
+                       args.c_bf16 != nullptr};
+  const std::lock_guard lock(mutex);
+  if (const auto found = known.find(shape); found != known.end()) return found->second;
+  if (known.size() == kMaxShapes) known.clear();
+  return known[shape] = ChooseAlgorithm(product);
+}
+
+bool Aligned(const GemmArgs& args) {
+  const auto aligned = [](const void* p) {
+    return reinterpret_cast<uintptr_t>(p) % kAlignment == 0;
+  };
+  return aligned(args.a) && aligned(args.b) && aligned(args.c) && aligned(args.c_bf16);
 }
 
 }  // namespace
 
 int GemmBlasLt(const GemmArgs& args, Stream stream) {
-  if (args.m == 0 || args.n == 0) return 0;
-  if (Handle() == nullptr || args.groups != 1 || args.offsets != nullptr) {
+  if (args.offsets != nullptr || args.row_index != nullptr) {
     return static_cast<int>(cudaErrorInvalidValue);
   }
-  const Plan* plan = FindPlan(args);
-  if (plan == nullptr) return Gemm(args, stream);
+  if (args.m == 0 || args.n == 0) return 0;
+  Product product;
+  std::optional<cublasLtMatmulAlgo_t> algorithm;
+  if (Handle() != nullptr && Aligned(args) && product.Init(args)) {
+    algorithm = FindAlgorithm(args, &product);
+  }
+  if (!algorithm) return Gemm(args, stream);
   const float one = 1, zero = 0;
+  void* const c = args.c_bf16 != nullptr ? static_cast<void*>(args.c_bf16) : args.c;
   const cublasStatus_t status =
-      cublasLtMatmul(Handle(), plan->product, &one, args.b, plan->a, args.a, plan->b, &zero, args.c,
-                     plan->c, args.c, plan->c, &plan->algorithm, nullptr, 0, stream);
+      cublasLtMatmul(Handle(), &product.operation, &one, args.b, &product.a, args.a, &product.b,
+                     &zero, c, &product.c, c, &product.c, &*algorithm, nullptr, 0, stream);
   return status == CUBLAS_STATUS_SUCCESS ? LastLaunch() : static_cast<int>(cudaErrorUnknown);
 }
 

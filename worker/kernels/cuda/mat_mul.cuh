@@ -3,19 +3,20 @@
 // MatMul: products of quantised weights with many tokens on the tensor cores, weights unpacked on
 // their way from memory to registers.
 //
-// A warp owns 16 rows of weights, which are the rows of the tensor cores' product; tokens are its
-// columns, up to 64 at a time. Along the row it takes 128 weights a step: of each of its rows lane
-// 4 r + c unpacks piece c of four. The product may take them in any order as long as both operands
-// agree on it: step s of eight multiplies weights 4 s .. + 3 of each of the four pieces, so what a
-// lane unpacks is what it multiplies, and only tokens pass through shared memory.
+// A warp owns 32 rows of weights, which are the rows of two of the tensor cores' products; tokens
+// are their columns, up to 64 at a time. Along the row it takes 128 weights a step: of each of its
+// rows lane 4 r + c unpacks piece c of four. The product may take them in any order as long as both
+// operands agree on it: step s of eight multiplies weights 4 s .. + 3 of each of the four pieces,
+// so what a lane unpacks is what it multiplies, and only tokens pass through shared memory. Reading
+// them is what takes longest, hence the two products of each read.
 //
-// Launch: 256 threads, as many blocks as the device holds, which walk the tiles of all groups.
+// Launch: 128 threads, as many blocks as the device holds, which walk the tiles of all groups.
 
 #include "worker/kernels/cuda/piece.cuh"
 
 namespace packtrain::cuda {
 
-inline constexpr int kMatMulWarps = 8, kMatMulRows = 16 * kMatMulWarps, kMatMulTokens = 64;
+inline constexpr int kMatMulWarps = 4, kMatMulRows = 32 * kMatMulWarps, kMatMulTokens = 64;
 inline constexpr int kMatMulStep = 128;                    // weights
 inline constexpr int kMatMulPitch = kMatMulStep * 2 + 64;  // bytes; see MultiplyStep
 inline constexpr int kMatMulMaxGroups = 512;
@@ -36,34 +37,41 @@ __device__ inline void PieceToBf16(const Piece& p, int word, uint32_t* low, uint
   *low = *reinterpret_cast<uint32_t*>(&a), *high = *reinterpret_cast<uint32_t*>(&b);
 }
 
-// acc[j] += weights of the lane's two rows times tokens 8 j .. 8 j + 7, for the `tiles` first j.
+// acc[h][j] += weights of the lane's rows 2 h and 2 h + 1 times tokens 8 j .. 8 j + 7, for the
+// `tiles` first j.
 template <class T>
 __device__ inline void MultiplyStep(const Piece* pieces, const uint8_t* tokens, int tiles,
-                                    float (*acc)[4]) {
+                                    float (*acc)[kMatMulTokens / 8][4]) {
   int lane = threadIdx.x % 32;
   // Eight lanes read 64 bytes of two neighbouring tokens each; the pitch puts them in all banks.
   const uint8_t* from = tokens + lane / 4 * kMatMulPitch + lane % 4 * 16;
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    uint32_t a[2][4];
+    uint32_t a[2][2][4];
 #pragma unroll
-    for (int k = 0; k < 2; ++k) {
-      PieceToBf16<T>(pieces[0], 2 * i + k, &a[k][0], &a[k][2]);
-      PieceToBf16<T>(pieces[1], 2 * i + k, &a[k][1], &a[k][3]);
+    for (int h = 0; h < 2; ++h) {
+#pragma unroll
+      for (int k = 0; k < 2; ++k) {
+        PieceToBf16<T>(pieces[2 * h], 2 * i + k, &a[h][k][0], &a[h][k][2]);
+        PieceToBf16<T>(pieces[2 * h + 1], 2 * i + k, &a[h][k][1], &a[h][k][3]);
+      }
     }
 #pragma unroll
     for (int j = 0; j < kMatMulTokens / 8; ++j) {
       if (j < tiles) {
         uint4 b = *reinterpret_cast<const uint4*>(from + j * 8 * kMatMulPitch + i * 64);
-        MmaBf16(acc[j], a[0], b.x, b.y);
-        MmaBf16(acc[j], a[1], b.z, b.w);
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+          MmaBf16(acc[h][j], a[h][0], b.x, b.y);
+          MmaBf16(acc[h][j], a[h][1], b.z, b.w);
+        }
       }
     }
   }
 }
 
 template <class T>
-__global__ void __launch_bounds__(kMatMulWarps * 32, 2)
+__global__ void __launch_bounds__(kMatMulWarps * 32, 3)
     MatMulKernel(const __grid_constant__ MatMulArgs args) {
   constexpr int kSubs = T::kWeights / 32, kThreads = kMatMulWarps * 32;
   constexpr int kCopies = kMatMulTokens * kMatMulStep / 8 / kThreads;
@@ -110,12 +118,12 @@ __global__ void __launch_bounds__(kMatMulWarps * 32, 2)
     int count = (args.offsets != nullptr ? args.offsets[group + 1] - first : args.tokens) - token0;
     first += token0;
     count = min(count, kMatMulTokens);
-    int row = row_tile * kMatMulRows + warp * 16 + lane / 4;
+    int row = row_tile * kMatMulRows + warp * 32 + lane / 4;
 
     // Past the last row its weights are read once more and the result dropped.
-    const uint8_t* w[2];
+    const uint8_t* w[4];
 #pragma unroll
-    for (int r = 0; r < 2; ++r) {
+    for (int r = 0; r < 4; ++r) {
       w[r] =
           static_cast<const uint8_t*>(out.w) + group * out.expert_stride +
           static_cast<size_t>(min(row + 8 * r, out.rows - 1)) * (args.n / T::kWeights) * T::kBytes;
@@ -123,13 +131,12 @@ __global__ void __launch_bounds__(kMatMulWarps * 32, 2)
     // A thread copies the same sixteenth of a step of the same tokens: eight activations. Those of
     // piece c that step pair i multiplies go to place 4 i + c.
     int chunk = threadIdx.x % 16, place = chunk % 4 * 4 + chunk / 4;
-    const uint16_t* x[kCopies];
+    int x[kCopies];
 #pragma unroll
     for (int i = 0; i < kCopies; ++i) {
       int t = threadIdx.x / 16 + i * (kThreads / 16);
-      int from = t < count ? first + t : 0;
-      if (args.row_index != nullptr && t < count) from = args.row_index[from];
-      x[i] = args.x + static_cast<size_t>(from) * args.n + chunk * 8;
+      x[i] = t < count ? first + t : 0;
+      if (args.row_index != nullptr && t < count) x[i] = args.row_index[x[i]];
     }
     auto copy = [&](int step) {
       uint8_t* to = tokens + step % 2 * kMatMulTokens * kMatMulPitch;
@@ -137,22 +144,23 @@ __global__ void __launch_bounds__(kMatMulWarps * 32, 2)
       for (int i = 0; i < kCopies; ++i) {
         int t = threadIdx.x / 16 + i * (kThreads / 16);
         if (t >= (count + 7) / 8 * 8) break;
-        bool valid = t < count && step * kMatMulStep + chunk * 8 < args.n;
-        CopyAsync16(to + t * kMatMulPitch + place * 16, valid ? x[i] + step * kMatMulStep : args.x,
-                    valid);
+        int at = step * kMatMulStep + chunk * 8;
+        bool valid = t < count && at < args.n;
+        CopyAsync16(to + t * kMatMulPitch + place * 16,
+                    valid ? args.x + static_cast<size_t>(x[i]) * args.n + at : args.x, valid);
       }
       CopyCommit();
     };
 
-    float acc[kMatMulTokens / 8][4] = {};
+    float acc[2][kMatMulTokens / 8][4] = {};
     __syncthreads();
     copy(0);
     for (int step = 0; step < steps; ++step) {
       // Past the end of a row its last piece is read once more, as zeros.
       int piece = step * 4 + lane % 4, from = min(piece, pieces - 1);
-      Piece p[2];
+      Piece p[4];
 #pragma unroll
-      for (int r = 0; r < 2; ++r) {
+      for (int r = 0; r < 4; ++r) {
         T::Unpack(w[r] + static_cast<size_t>(from / kSubs) * T::kBytes, from % kSubs, table, &p[r]);
         if (piece >= pieces) p[r].scale[0] = p[r].scale[1] = p[r].min[0] = p[r].min[1] = 0;
       }
@@ -164,12 +172,15 @@ __global__ void __launch_bounds__(kMatMulWarps * 32, 2)
 
     int y_stride = out.y_stride != 0 ? out.y_stride : out.rows;
 #pragma unroll
-    for (int j = 0; j < kMatMulTokens / 8; ++j) {
+    for (int h = 0; h < 2; ++h) {
 #pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        int t = 8 * j + lane % 4 * 2 + e % 2, r = row + e / 2 * 8;
-        if (t < count && r < out.rows)
-          out.y[static_cast<size_t>(first + t) * y_stride + r] = acc[j][e];
+      for (int j = 0; j < kMatMulTokens / 8; ++j) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          int t = 8 * j + lane % 4 * 2 + e % 2, r = row + 16 * h + e / 2 * 8;
+          if (t < count && r < out.rows)
+            out.y[static_cast<size_t>(first + t) * y_stride + r] = acc[h][j][e];
+        }
       }
     }
   }

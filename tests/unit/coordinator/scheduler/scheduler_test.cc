@@ -179,6 +179,28 @@ TEST_F(SchedulerTest, ALongPrefillDelaysADecodingStreamByAtMostTwoChunkTimes) {
   }
 }
 
+TEST_F(SchedulerTest, ChunksAreAsLongAsAllowedOnlyWhileNobodyDecodes) {
+  limits_.max_tokens = 8192;
+  limits_.context_length = 20000;
+  limits_.num_pages = 400;
+  int longest = 0;
+  stage_time_ = [&](const Step& step, int) {
+    longest = std::max(longest, RowsOf(step));
+    return microseconds(100 + RowsOf(step));
+  };
+  Start();
+  Submit(9000, 1);
+  RunToEnd();
+  EXPECT_EQ(longest, 8192);
+  longest = 0;
+  const auto stream = Submit(4, 400);
+  for (int i = 0; i < 60; ++i) TakeResult();
+  Submit(9000, 1, 50);
+  RunToEnd();
+  EXPECT_EQ(longest, 2048);
+  EXPECT_EQ(stream->tokens.size(), 400u);
+}
+
 TEST_F(SchedulerTest, ANinthRequestWaitsForASlot) {
   Start();
   std::vector<std::shared_ptr<Stamped>> sinks;

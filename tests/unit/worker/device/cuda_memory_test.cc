@@ -88,6 +88,7 @@ constexpr KvCacheType kF16 = KvCacheType::kF16, kQ8 = KvCacheType::kQ8_0;
 INSTANTIATE_TEST_SUITE_P(
     Models, CudaMemoryTest,
     testing::Values(Case{"--layers 8 --mix iq2_m", 3, 8, 2048, 32768, kQ8},
+                    Case{"--layers 8 --mix iq2_m", 3, 5, 8192, 32768, kQ8},
                     Case{"--layers 8 --mix ud_iq2_m", 3, 5, 2048, 131072, kQ8},
                     Case{"--layers 8 --mix ud_iq2_m", 3, 5, 512, 2048, kF16},
                     Case{"--layers 6 --mix q4", 3, 4, 128, 16384, kF16},
