@@ -193,6 +193,7 @@ void Fields(Io& io, WeightRate& f) {
   io.Field("read_gb_per_s", f.read_gb_per_s);
   io.Field("pass_gb_per_s", f.pass_gb_per_s);
   io.Field("tflops", f.tflops);
+  io.Field("experts_gb_per_s", f.experts_gb_per_s);
 }
 
 template <typename Io>
@@ -228,6 +229,7 @@ void Fields(Io& io, HostFacts& f) {
   io.Field("dram_read", f.dram_read);
   io.Field("experts_read_gb_per_s", f.experts_read_gb_per_s);
   io.Field("weight_rates", f.weight_rates);
+  io.Field("experts_layer_us", f.experts_layer_us);
   io.Field("thread_round_trip_us", f.thread_round_trip_us);
   io.Field("process_round_trip_us", f.process_round_trip_us);
   io.Field("storage", f.storage);

@@ -77,6 +77,8 @@ struct WeightRate {
   // A long ubatch costs weights / pass + 2 * weights * tokens / flops.
   double pass_gb_per_s = 0;  // 0: nothing that could be measured
   double tflops = 0;
+  // CPU: of the experts that one token picks, besides experts_layer_us for each layer.
+  double experts_gb_per_s = 0;
 };
 
 struct GpuFacts {
@@ -110,6 +112,7 @@ struct HostFacts {
   std::vector<ReadRate> dram_read;   // by number of threads, rising
   double experts_read_gb_per_s = 0;  // of expert weights by the kernels; unknown: 85 % of the best
   std::vector<WeightRate> weight_rates;  // of all cores together
+  double experts_layer_us = 0;           // of one token's experts of a layer, besides their bytes
   double thread_round_trip_us = 0;       // a flag between two spinning threads on two cores
   double process_round_trip_us = 0;      // between two processes through shared memory
   std::vector<StorageFacts> storage;

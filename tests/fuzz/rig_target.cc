@@ -13,11 +13,12 @@ std::string TextOf(std::span<const std::byte> bytes) {
 
 // A planner divides by rates: they are finite and not negative.
 std::string RateFault(const HostFacts& host) {
-  std::vector<double> rates = {host.experts_read_gb_per_s, host.thread_round_trip_us,
-                               host.process_round_trip_us};
+  std::vector<double> rates = {host.experts_read_gb_per_s, host.experts_layer_us,
+                               host.thread_round_trip_us, host.process_round_trip_us};
   const auto add_weights = [&](const std::vector<WeightRate>& all) {
     for (const WeightRate& rate : all) {
-      rates.insert(rates.end(), {rate.read_gb_per_s, rate.pass_gb_per_s, rate.tflops});
+      rates.insert(rates.end(),
+                   {rate.read_gb_per_s, rate.pass_gb_per_s, rate.tflops, rate.experts_gb_per_s});
     }
   };
   for (const ReadRate& rate : host.dram_read) rates.push_back(rate.gb_per_s);

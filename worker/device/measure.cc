@@ -19,12 +19,13 @@
 #include <functional>
 #include <memory>
 #include <new>
-#include <random>
+#include <optional>
 #include <thread>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "worker/device/measured_types.h"
+#include "worker/device/weight_memory.h"
 
 namespace packtrain {
 namespace {
@@ -276,28 +277,15 @@ std::vector<ReadRate> MeasureDramRead(int max_threads, uint64_t usable_bytes,
 std::vector<WeightRate> MeasureWeightRates(int threads, uint64_t usable_bytes,
                                            uint64_t largest_cache_bytes, const CpuKernels& kernels,
                                            const MeasureOptions& options) {
-  const uint64_t wanted = std::max(options.dram_bytes / 2, 4 * largest_cache_bytes);
-  const size_t bytes = std::min(wanted, usable_bytes / 4) >> 21 << 21;
-  if (threads < 1 || bytes < 2 * largest_cache_bytes || bytes == 0) return {};
-  // Shared, with whatever pages that gives: as weights lie in memory.
-  const Mapping memory(bytes, MAP_SHARED);
-  if (!memory.ok()) return {};
-  (void)madvise(memory.data(), bytes, MADV_HUGEPAGE);
-  // Scales of all types are then ordinary numbers.
-  constexpr size_t kPattern = 1 << 20;
-  std::minstd_rand random(1);
-  for (size_t i = 0; i < kPattern; ++i) {
-    memory.data()[i] = static_cast<std::byte>(((random() >> 8) & 0xbf) | 4);
-  }
-  for (size_t at = kPattern; at < bytes; at += kPattern) {
-    std::memcpy(memory.data() + at, memory.data(), kPattern);
-  }
+  const std::optional<WeightMemory> memory =
+      WeightMemory::Make(usable_bytes, largest_cache_bytes, options);
+  if (threads < 1 || !memory) return {};
+  const size_t part = memory->bytes() / static_cast<size_t>(threads) / 4096 * 4096;
   std::vector<WeightRate> rates;
   for (const TensorType type : kMeasuredTypes) {
-    WeightPasses passes(type, *kernels.weight(type), threads, memory.data());
+    WeightPasses passes(type, *kernels.weight(type), threads, memory->data());
     WeightRate rate;
     rate.type = std::string(TypeName(type));
-    const size_t part = bytes / static_cast<size_t>(threads) / 4096 * 4096;
     const auto [read, seconds] = passes.Run(part, 1, options.seconds_each / 2);
     rate.read_gb_per_s = read / seconds / 1e9;
     const size_t share = std::min<size_t>(part, 1024 * passes.row_bytes());

@@ -10,6 +10,7 @@
 #include "worker/device/cuda_plugin.h"
 #include "worker/device/host_facts_reader.h"
 #include "worker/device/measure.h"
+#include "worker/device/measure_experts.h"
 #include "worker/kernels/cpu/kernels.h"
 
 namespace packtrain {
@@ -72,6 +73,7 @@ HostFacts ProbeHost(const ProbeOptions& options) {
   facts.dram_read = MeasureDramRead(threads, facts.memory.usable_bytes(), cache_bytes, measure);
   facts.weight_rates =
       MeasureWeightRates(threads, facts.memory.usable_bytes(), cache_bytes, kernels, measure);
+  MeasureExperts(threads, facts.memory.usable_bytes(), cache_bytes, kernels, measure, &facts);
   facts.thread_round_trip_us = MeasureThreadRoundTrip(measure);
   facts.process_round_trip_us = MeasureProcessRoundTrip(measure);
   for (const std::string& path : options.storage) {

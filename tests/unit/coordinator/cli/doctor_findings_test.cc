@@ -60,7 +60,7 @@ TEST(DoctorFindingsTest, EachFaultIsNamed) {
   EXPECT_THAT(Whats(facts), IsEmpty());
 
   facts = Healthy();
-  facts.weight_rates = {{"Q4_K", 70, 0, 0}, {"IQ1_M", 20, 0, 0}};
+  facts.weight_rates = {{"Q4_K", 70}, {"IQ1_M", 20}};
   EXPECT_THAT(only(facts), HasSubstr("with IQ1_M 20 GB/s"));
 
   facts = Healthy();

@@ -9,6 +9,7 @@
 #include <fstream>
 #include <thread>
 
+#include "worker/device/measure_experts.h"
 #include "worker/device/measured_types.h"
 #include "worker/device/probe.h"
 
@@ -39,6 +40,19 @@ TEST(MeasureTest, KernelsAreMeasuredWithEveryTypeThatFilesAreMadeOf) {
     EXPECT_GT(rates[i].read_gb_per_s, 0.01) << rates[i].type;
   }
   EXPECT_TRUE(MeasureWeightRates(2, 4 << 20, 32 << 20, kernels, kShort).empty());
+}
+
+TEST(MeasureTest, PickedExpertsAreMeasuredWhereTheyComeFromMemory) {
+  const CpuKernels& kernels = **SelectCpuKernels("");
+  HostFacts facts;
+  facts.weight_rates = {{.type = "F32"}, {.type = "IQ2_XS"}, {.type = "Q4_K"}};
+  // 256 MB: room for 24 experts of Q4_K and 3 of F32.
+  const MeasureOptions options = {.seconds_each = 0.02, .dram_bytes = 512 << 20};
+  MeasureExperts(2, 1ull << 30, 1 << 20, kernels, options, &facts);
+  EXPECT_GT(facts.experts_layer_us, 0.5);
+  EXPECT_EQ(facts.weight_rates[0].experts_gb_per_s, 0);
+  EXPECT_GT(facts.weight_rates[1].experts_gb_per_s, 0.01);
+  EXPECT_GT(facts.weight_rates[2].experts_gb_per_s, 0.01);
 }
 
 TEST(MeasureTest, RoundTripsLeaveTheThreadWhereItMayRun) {
