@@ -44,7 +44,7 @@ struct ModelEntry {
   int context = 0;               // positions of one sequence; 0: planned
   KvCacheType kv_cache = KvCacheType::kF16;
   bool thinking = false;
-  int slots = 8;
+  int slots = 0;  // sequences that run at once, 0: planned
   int ubatch = 0;   // rows of one step: a prompt is computed in chunks of it; 0: planned
   int threads = 0;  // default of its workers
   std::vector<WorkerEntry> workers;  // none: all is planned

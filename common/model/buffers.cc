@@ -162,6 +162,8 @@ int StreamedExpertsRows(const MoeConfig& moe) {
   return std::max(kDecodeRows + 1, kPicksPerExpert * moe.num_experts / std::max(moe.top_k, 1));
 }
 
+int ExpertRingSlots(int max_tokens) { return std::clamp(max_tokens / 512, 1, 6) + 2; }
+
 uint64_t ExpertRingBytes(const ModelFacts& model, const DeploymentShape& shape) {
   if (shape.max_tokens < StreamedExpertsRows(model.config.moe)) return 0;
   // A slot holds as many whole experts of a matrix as fit a piece, at least one.
@@ -172,7 +174,7 @@ uint64_t ExpertRingBytes(const ModelFacts& model, const DeploymentShape& shape) 
   const uint64_t expert =
       std::max<uint64_t>(matrix / U(std::max(model.config.moe.num_experts, 1)), 1);
   const uint64_t fit = std::max<uint64_t>(kExpertPieceBytes / expert, 1);
-  return U(kExpertRingSlots) * std::min(matrix, fit * expert);
+  return U(ExpertRingSlots(shape.max_tokens)) * std::min(matrix, fit * expert);
 }
 
 }  // namespace packtrain

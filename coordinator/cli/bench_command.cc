@@ -36,10 +36,8 @@ struct Line {
   std::string test;
   BenchCase bench_case;
   std::vector<double> rates = {};  // tokens per second, sorted
-  std::optional<DecodeFloor> floor = std::nullopt;
-  // Tokens per second that the plan promises: decode of one stream at the plan's depth, prefill of
-  // long prompts. 0: nothing.
-  double predicted = 0;
+  std::optional<SpeedFloor> floor = std::nullopt;
+  double predicted = 0;  // tokens per second by the plan; 0: it tells nothing of several streams
   std::string bound = {};
   double experts = 0;   // expected distinct ones of a layer and step
   StepTimes step = {};  // of decode
@@ -49,7 +47,9 @@ struct Line {
 
 std::vector<Line> PlannedLines(const BenchOptions& options) {
   std::vector<Line> lines;
-  lines.push_back({absl::StrCat("prefill ", options.prompt), {.prompt = options.prompt}});
+  for (const int prompt : options.prompts) {
+    lines.push_back({absl::StrCat("prefill ", prompt), {.prompt = prompt}});
+  }
   for (const int streams : options.streams) {
     lines.push_back({absl::StrCat("decode ", options.generate),
                      {.streams = streams, .prompt = kShortPrompt, .generate = options.generate}});
@@ -59,6 +59,16 @@ std::vector<Line> PlannedLines(const BenchOptions& options) {
                      {.prompt = depth, .generate = options.generate}});
   }
   return lines;
+}
+
+// Positions in the cache when half of a decode line's tokens are there.
+int DepthOf(const BenchCase& c) { return c.prompt + c.generate / 2; }
+
+double PredictedAt(const std::vector<SpeedAt>& speeds, int tokens) {
+  for (const SpeedAt& at : speeds) {
+    if (at.tokens == tokens) return at.tokens_per_s;
+  }
+  return 0;
 }
 
 // Why a line cannot be measured; empty if it can.
@@ -86,7 +96,13 @@ class Bench {
     // Before any worker takes its cores.
     ASSIGN_OR_RETURN(facts_, FactsForPlanning(Unmeasured::kMeasure));
     Placement placement;
-    ASSIGN_OR_RETURN(services_, OpenServices(topology, facts_, &display_, nullptr, &placement));
+    SpeedQuestions questions;
+    questions.prompts = options_.prompts;
+    for (const Line& line : PlannedLines(options_)) {
+      if (line.bench_case.generate > 0) questions.depths.push_back(DepthOf(line.bench_case));
+    }
+    ASSIGN_OR_RETURN(services_, OpenServices(topology, facts_, questions, template_host_.get(),
+                                             &display_, nullptr, &placement));
     ShowPlacement(placement, &display_);
     RETURN_IF_ERROR(Choose());
     service_->Start();
@@ -154,8 +170,9 @@ class Bench {
     if (c.generate == 0) {
       line->experts =
           experts * TouchedShare(service_->facts().config, std::min(c.prompt, plan.max_tokens));
-      line->predicted = service_->speed().prefill_tokens_per_s;
-      line->bound = service_->speed().prefill_bound;
+      line->predicted = PredictedAt(service_->speed().prefill, c.prompt);
+      line->floor = FloorOfPrefill(service_->facts(), plan, facts_, c.prompt);
+      line->bound = line->floor ? line->floor->bound : service_->speed().prefill_bound;
       return;
     }
     const int stages = static_cast<int>(
@@ -164,10 +181,9 @@ class Bench {
     const int groups = std::min(c.streams, stages);
     line->experts =
         experts * TouchedShare(service_->facts().config, (c.streams + groups - 1) / groups);
-    line->floor =
-        FloorOfDecode(service_->facts(), plan, facts_, c.streams, c.prompt + c.generate / 2);
+    line->floor = FloorOfDecode(service_->facts(), plan, facts_, c.streams, DepthOf(c));
     line->bound = line->floor ? line->floor->bound : service_->speed().decode_bound;
-    if (c.streams == 1) line->predicted = service_->speed().decode_tokens_per_s;
+    if (c.streams == 1) line->predicted = PredictedAt(service_->speed().decode, DepthOf(c));
   }
 
   int ThreadsOf(const WorkerPlan& worker) const {
@@ -208,13 +224,13 @@ class Bench {
     }
     absl::StrAppendFormat(
         &out,
-        "\nMedian of %d runs after a warm-up. Predicted: by the plan, decode at depth "
-        "%d. Floor: all bytes that a step must read, at the rates measured of "
-        "the devices that hold them. Step: medians of the last decode "
-        "steps; experts is the time that stages waited for them, control that of "
-        "the first stage without a step. Experts touched: expected of a layer and step, and "
-        "what experts workers really read. GPU operations: kernels and copies of a step.\n",
-        options_.repeats, service_->speed().decode_depth);
+        "\nMedian of %d runs after a warm-up. Predicted: by the plan. Floor: all bytes that must "
+        "be read or copied and all products of prompts, at the rates measured of the devices that "
+        "do it. Step: medians of the last decode steps; experts is the time that stages waited for "
+        "them, control that of the first stage without a step. Experts touched: expected of a "
+        "layer and step, and what experts workers really read. GPU operations: kernels and copies "
+        "of a step.\n",
+        options_.repeats);
     for (const std::string& text : skipped_) absl::StrAppend(&out, "Skipped: ", text, ".\n");
     return out;
   }
@@ -308,7 +324,8 @@ CLI::App* AddBench(CLI::App* app, BenchOptions* options) {
   CLI::App* bench = app->add_subcommand("bench", "measure prefill and decode of a deployment");
   AddServedModel(bench, &options->served);
   bench->add_option("--name", options->name, "model of the topology; default: the first");
-  bench->add_option("--prompt", options->prompt, "tokens whose prefill is measured")
+  bench->add_option("--prompt", options->prompts, "prefill of so many tokens; several: 512,8192")
+      ->delimiter(',')
       ->check(CLI::Range(1, 1 << 24))
       ->capture_default_str();
   bench->add_option("--generate", options->generate, "tokens that each stream decodes")

@@ -15,7 +15,7 @@ namespace packtrain {
 struct BenchOptions {
   ServeOptions served;
   std::string name;   // of the model to measure; empty: the topology's first
-  int prompt = 512;   // tokens whose prefill is measured
+  std::vector<int> prompts = {512, 2048};  // tokens whose prefill is measured
   int generate = 64;  // tokens that a stream decodes
   std::vector<int> depths = {2048};
   std::vector<int> streams = {1, 2, 4, 8};

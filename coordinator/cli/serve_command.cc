@@ -70,7 +70,7 @@ class Serving {
     Placement placement;
     ASSIGN_OR_RETURN(services_,
                      OpenServices(
-                         topology, std::move(facts), &display_,
+                         topology, std::move(facts), {}, &display_,
                          [this](const std::string& model, const WorkerPlan& worker,
                                 const WorkerMemory& memory) { SetMemory(model, worker, memory); },
                          &placement));

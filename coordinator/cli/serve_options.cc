@@ -65,9 +65,11 @@ CLI::Option* AddServedModel(CLI::App* command, ServeOptions* options) {
             ->add_flag("--experts-worker", options->experts_worker,
                        "the primary's routed experts in a worker of their own")
             ->disable_flag_override(),
-        command->add_option("--slots", options->slots, "sequences that run at once")
-            ->check(CLI::Range(1, 256))
-            ->capture_default_str(),
+        command
+            ->add_option("--slots", options->slots,
+                         "sequences that run at once; default: 8, of a sidecar also 4 if its card "
+                         "then holds all of it")
+            ->check(CLI::Range(1, 256)),
         command->add_option("--ubatch", options->ubatch, "rows of one step, chunks of prompts")
             ->check(CLI::Range(16, 8192))}) {
     option->needs(model);

@@ -91,13 +91,15 @@ FleetOptions Service::Options(WorkerLoaded loaded) {
   return options;
 }
 
-absl::StatusOr<std::vector<std::unique_ptr<Service>>> OpenServices(const Topology& topology,
-                                                                   HostFacts this_host,
-                                                                   LoadDisplay* display,
-                                                                   WorkerLoaded loaded,
-                                                                   Placement* placement) {
-  ASSIGN_OR_RETURN(const TopologyRequest request,
+absl::StatusOr<std::vector<std::unique_ptr<Service>>> OpenServices(
+    const Topology& topology, HostFacts this_host, const SpeedQuestions& questions,
+    LoadDisplay* display, WorkerLoaded loaded, Placement* placement) {
+  ASSIGN_OR_RETURN(TopologyRequest request,
                    RequestFor(topology, RigAround(topology, std::move(this_host))));
+  for (DeploymentWish& wish : request.request.deployments) {
+    wish.depths = questions.depths;
+    wish.prompts = questions.prompts;
+  }
   ASSIGN_OR_RETURN(*placement, PlanPlacement(request.request));
   std::vector<std::unique_ptr<Service>> services;
   for (size_t i = 0; i < topology.models.size(); ++i) {

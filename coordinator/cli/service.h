@@ -54,14 +54,17 @@ class Service {
   std::thread starter_;
 };
 
+// What plans shall also predict the speed of.
+struct SpeedQuestions {
+  std::vector<int> depths, prompts;
+};
+
 // Plans and opens all models of the topology; starts and shows nothing. What workers hold once they
 // have loaded is shown beside what was predicted; `loaded` may be null.
 // Errors: those of OpenModel and of planning.
-absl::StatusOr<std::vector<std::unique_ptr<Service>>> OpenServices(const Topology& topology,
-                                                                   HostFacts this_host,
-                                                                   LoadDisplay* display,
-                                                                   WorkerLoaded loaded,
-                                                                   Placement* placement);
+absl::StatusOr<std::vector<std::unique_ptr<Service>>> OpenServices(
+    const Topology& topology, HostFacts this_host, const SpeedQuestions& questions,
+    LoadDisplay* display, WorkerLoaded loaded, Placement* placement);
 
 // Shows the plan as a table.
 void ShowPlacement(const Placement& placement, LoadDisplay* display);

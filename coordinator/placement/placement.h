@@ -46,14 +46,23 @@ struct SpeedTerm {
   double ms = 0;
 };
 
+// Tokens per second behind so many positions, or of a prompt of so many tokens.
+struct SpeedAt {
+  int tokens = 0;
+  double tokens_per_s = 0;
+};
+
 struct SpeedPrediction {
   double decode_ms = 0;  // one step of one stream
   double decode_tokens_per_s = 0;
   int decode_depth = 0;                 // positions already in the cache
   std::vector<SpeedTerm> decode_terms;  // add up to decode_ms
   std::string decode_bound;             // the resource of the largest term
-  double prefill_tokens_per_s = 0;      // of prompts of many ubatches
-  std::string prefill_bound;
+  std::vector<SpeedAt> decode;          // at the depths that were asked for
+  int prompt = 0;                       // tokens of the prompt that prefill is told for
+  double prefill_tokens_per_s = 0;      // of that prompt alone, to its first token
+  std::string prefill_bound;            // what is busy for most of that time
+  std::vector<SpeedAt> prefill;         // of the prompts that were asked for
 };
 
 // How fast another choice would be: with or without a device.

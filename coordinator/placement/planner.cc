@@ -165,7 +165,11 @@ class Planner {
         if (all_resident) {
           pinned.workers[0].resident_experts = LayerRange{0, wish.model->config.num_layers};
         }
+        if (all_resident && !Fits(rig_, pinned, taken_)) {
+          pinned.num_slots = std::min(wish.num_slots, wish.least_slots);
+        }
         if (!Fits(rig_, pinned, taken_)) {
+          pinned.num_slots = wish.num_slots;
           if (!all_resident || &card != &cards.front()) continue;
           for (const Remedy& remedy : Diagnose(rig_, pinned, taken_).remedies) {
             if (remedy.without_pins || remedy.more_ram) continue;
@@ -176,6 +180,10 @@ class Planner {
         }
         ASSIGN_OR_RETURN(std::optional<Solution> solution, Solve(rig_, pinned, taken_));
         if (all_resident) notes->clear();
+        if (pinned.num_slots < wish.num_slots) {
+          notes->push_back(absl::StrFormat("%d slots, so that %s holds all of it", pinned.num_slots,
+                                           card.name.text()));
+        }
         if (solution) {
           solution->problem.wish = &wish;
           for (StageCandidate& s : solution->problem.stages) s.wish = -1;

@@ -8,8 +8,8 @@
 #include "common/base/check.h"
 #include "common/base/status_macros.h"
 #include "common/model/step.h"
+#include "coordinator/placement/layer_times.h"
 #include "coordinator/placement/rates.h"
-#include "coordinator/placement/work.h"
 
 namespace packtrain {
 namespace {
@@ -17,8 +17,10 @@ namespace {
 // The share of a device that plans may use. The rest is for what a plan cannot foresee: other
 // programs on the card, fragmentation.
 constexpr double kGpuShare = 0.95;
-constexpr uint64_t kHostReserve = uint64_t{3} << 30;  // loading's peak and the coordinator
-constexpr uint64_t kHostShareDivisor = 50;            // and 2 %
+// Loading takes up to 2 GiB more than its weights; the coordinator the rest. 1 %: page tables are
+// 0.2 % of what a process maps in 4 KiB pages, and experts are mapped by every stage that streams.
+constexpr uint64_t kHostReserve = uint64_t{3} << 30;
+constexpr uint64_t kHostShareDivisor = 100;
 
 constexpr uint64_t kUnknownCapacity = uint64_t{1} << 50;
 
@@ -47,7 +49,8 @@ double DramOf(const HostFacts& host, int threads) {
   return all * 1e9 * std::min(1.0, threads / static_cast<double>(std::max(host.cpu.cores, 1)));
 }
 
-// Of `threads` of the host's cores. Kernels that were measured were so on all of them.
+// Of `threads` of the host's cores. Kernels that were measured were so on all of them. `read` is
+// for types that were not.
 WeightTimes CpuTimes(const HostFacts& host, int threads, double read) {
   const double cores = std::max(host.cpu.cores, 1);
   return {.rates = host.weight_rates,
@@ -56,21 +59,20 @@ WeightTimes CpuTimes(const HostFacts& host, int threads, double read) {
           .flops = threads * kCpuCoreFlops};
 }
 
-// Kernels that a layer adds to a decode step.
-int KernelsOf(const LayerConfig& layer) {
-  int kernels = layer.ffn == FfnKind::kMoe ? kMoeKernels : kDenseKernels;
-  switch (layer.attention) {
-    case AttentionKind::kMla:
-      kernels += layer.indexer == IndexerKind::kFull ? kMlaKernels + kIndexerKernels : kMlaKernels;
-      break;
-    case AttentionKind::kGqa:
-      kernels += kGqaKernels;
-      break;
-    case AttentionKind::kGatedDeltaNet:
-      kernels += kDeltaNetKernels;
-      break;
+// The same for the experts that a token picks.
+WeightTimes CpuExpertTimes(const HostFacts& host, int threads) {
+  WeightTimes times =
+      CpuTimes(host, threads,
+               host.experts_read_gb_per_s > 0 ? host.experts_read_gb_per_s * 1e9
+                                              : DramOf(host, threads) * kExpertsReadShare);
+  for (WeightRate& rate : times.rates) {
+    if (rate.experts_gb_per_s > 0) rate.read_gb_per_s = rate.experts_gb_per_s;
   }
-  return kernels;
+  return times;
+}
+
+double ExpertsLayerSeconds(const HostFacts& host) {
+  return (host.experts_layer_us > 0 ? host.experts_layer_us : kExpertsLayerUs) * 1e-6;
 }
 
 // Duties as an index: embeds, has_head, receives, sends, asks_experts (and streams them on a GPU).
@@ -169,6 +171,7 @@ class Builder {
     const double flops = (gpu.bf16_tflops > 0 ? gpu.bf16_tflops : 50) * 1e12;
     s.weights = {
         .rates = gpu.weight_rates, .read = s.read * kGpuReadShare, .flops = flops * kGemmShare};
+    s.experts = s.weights;
     s.attention_flops = flops;
     s.kernel_seconds = kKernelCost * (gpu.kernel_us > 0 ? gpu.kernel_us : kKernelUs) * 1e-6;
     s.link = LinkOf(gpu);
@@ -187,6 +190,8 @@ class Builder {
     s.capacity = p_.hosts[h].capacity;
     s.read = DramOf(host, threads);
     s.weights = CpuTimes(host, threads, s.read * kCpuStageReadShare);
+    s.experts = CpuExpertTimes(host, threads);
+    s.experts_seconds = ExpertsLayerSeconds(host);
     s.attention_flops = s.weights.flops;
     s.link = p_.hosts[h].dram_read;
     s.exchange_seconds = kShmSeconds;
@@ -200,10 +205,8 @@ class Builder {
     ExpertsCandidate e;
     e.name = {host.name, "cpu"};
     e.host = static_cast<int>(h);
-    e.weights =
-        CpuTimes(host, threads,
-                 host.experts_read_gb_per_s > 0 ? host.experts_read_gb_per_s * 1e9
-                                                : DramOf(host, threads) * kExpertsReadShare);
+    e.weights = CpuExpertTimes(host, threads);
+    e.layer_seconds = ExpertsLayerSeconds(host);
     e.threads = threads;
     p_.experts.push_back(std::move(e));
   }
@@ -435,104 +438,35 @@ class Builder {
       PrefillSums(s);
     }
     for (const ExpertsCandidate& e : p_.experts) {
-      p_.worker_prefill.push_back(SumOf([&](size_t l) { return ExpertsPrefill(e.weights, l); }));
+      p_.worker_prefill.push_back(SumOf(
+          [&](int l) { return ExpertsPrefillSeconds(p_, e.weights, l, p_.shape.max_tokens); }));
     }
   }
 
   template <typename Seconds>
   RunningSum SumOf(Seconds seconds) const {
     std::vector<double> values(S(p_.num_layers));
-    for (size_t l = 0; l < values.size(); ++l) values[l] = seconds(l);
+    for (size_t l = 0; l < values.size(); ++l) values[l] = seconds(static_cast<int>(l));
     return RunningSum(values);
   }
 
-  // Bytes of a layer's experts that one token picks.
-  double Picked(size_t l) const {
-    const MoeConfig& moe = model_.config.moe;
-    return moe.num_experts > 0
-               ? static_cast<double>(model_.weights.layers[l].experts) * moe.top_k / moe.num_experts
-               : 0;
-  }
-
-  double SharedExpert(const StageCandidate& s, size_t l) const {
-    const LayerWeightBytes& w = model_.weights.layers[l];
-    return w.experts > 0 ? s.weights.Read(static_cast<double>(w.shared_expert), w.types) : 0;
-  }
-
   void DecodeSums(const StageCandidate& s) {
-    const ModelConfig& c = model_.config;
-    const auto& layers = model_.weights.layers;
-    p_.own_seconds.push_back(SumOf([&](size_t l) {
-      const LayerWeightBytes& w = layers[l];
-      const double bytes = static_cast<double>(w.attention + w.indexer + w.feed_forward);
-      const double cache =
-          CacheReadBytes(c, wish_.kv_cache, static_cast<int>(l), std::min(kDepth, p_.context));
-      return s.weights.Read(bytes, w.types) - SharedExpert(s, l) + cache / s.read +
-             (s.kind == DeviceKind::kCuda ? s.kernel_seconds * KernelsOf(c.layers[l])
-                                          : kCpuLayerSeconds);
-    }));
-    p_.resident_seconds.push_back(SumOf([&](size_t l) {
-      return SharedExpert(s, l) + s.weights.Read(Picked(l), layers[l].expert_types);
-    }));
+    const int depth = std::min(kDepth, p_.context);
+    p_.own_seconds.push_back(SumOf([&](int l) { return OwnDecodeSeconds(p_, s, l, depth); }));
+    p_.resident_seconds.push_back(SumOf([&](int l) { return ResidentDecodeSeconds(p_, s, l); }));
     p_.remote_seconds.emplace_back();
     for (const ExpertsCandidate& e : p_.experts) {
-      const double exchange = ExchangeSeconds(s, e);
-      p_.remote_seconds.back().push_back(SumOf([&](size_t l) {
-        const double picked = Picked(l);
-        const double away =
-            picked > 0 ? e.weights.Read(picked, layers[l].expert_types) + exchange : 0;
-        // A CPU stage and the experts worker share the cores and the DRAM.
-        return s.kind == DeviceKind::kCpu ? away + SharedExpert(s, l)
-                                          : std::max(away, SharedExpert(s, l));
-      }));
+      p_.remote_seconds.back().push_back(
+          SumOf([&](int l) { return RemoteDecodeSeconds(p_, s, e, l); }));
     }
-  }
-
-  // Seconds of a full ubatch in a layer's routed experts.
-  double ExpertsPrefill(const WeightTimes& weights, size_t l) const {
-    const ModelConfig& c = model_.config;
-    const LayerWeightBytes& w = model_.weights.layers[l];
-    if (w.experts == 0) return 0;
-    return weights.Multiply(
-        static_cast<double>(w.expert_parameters),
-        static_cast<double>(p_.shape.max_tokens) * c.moe.top_k / std::max(c.moe.num_experts, 1),
-        static_cast<double>(w.experts) * TouchedShare(c, p_.shape.max_tokens), w.expert_types);
   }
 
   void PrefillSums(const StageCandidate& s) {
-    const ModelConfig& c = model_.config;
-    const double rows = p_.shape.max_tokens;
-    const bool cuda = s.kind == DeviceKind::kCuda;
-    p_.own_prefill.push_back(SumOf([&](size_t l) {
-      const LayerWeightBytes& w = model_.weights.layers[l];
-      double share = 1;
-      if (cuda) {
-        const AttentionKind kind = c.layers[l].attention;
-        share = kind == AttentionKind::kMla   ? kMlaShare
-                : kind == AttentionKind::kGqa ? kGqaShare
-                                              : kDeltaNetShare;
-      }
-      const double attention =
-          rows *
-          AttentionFlops(c, static_cast<int>(l), std::max(p_.shape.max_tokens, kDepth) / 2.0) /
-          (s.attention_flops * share);
-      const double between = cuda ? rows * kActivationPasses * c.hidden_dim * 4 / s.read : 0;
-      return s.weights.Multiply(static_cast<double>(w.parameters), rows,
-                                static_cast<double>(w.attention + w.indexer + w.feed_forward),
-                                w.types) +
-             attention + between;
-    }));
-    p_.expert_prefill.push_back(SumOf([&](size_t l) { return ExpertsPrefill(s.weights, l); }));
-  }
-
-  double ExchangeSeconds(const StageCandidate& s, const ExpertsCandidate& e) const {
-    const double bytes = 2.0 * model_.config.hidden_dim * 4;
-    double seconds = s.exchange_seconds + (s.kind == DeviceKind::kCuda ? bytes / s.link : 0);
-    if (s.host != e.host) {
-      const NetworkFacts net = rig_.Network(s.name.host, e.name.host);
-      seconds += net.round_trip_us * 1e-6 + kGrpcSeconds + bytes / (net.gb_per_s * 1e9);
-    }
-    return seconds;
+    const int rows = p_.shape.max_tokens;
+    const PromptChunk chunk = {.rows = rows, .depth = std::max(kPrompt - rows, 0) / 2};
+    p_.own_prefill.push_back(SumOf([&](int l) { return OwnPrefillSeconds(p_, s, l, chunk); }));
+    p_.expert_prefill.push_back(
+        SumOf([&](int l) { return ExpertsPrefillSeconds(p_, s.experts, l, rows); }));
   }
 
   const Rig& rig_;

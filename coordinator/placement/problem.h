@@ -27,8 +27,9 @@ struct StageCandidate {
   int host = 0;
   int gpu = -1;  // index into the host's GPUs, -1: the CPU
   DeviceKind kind = DeviceKind::kCpu;
-  uint64_t capacity = 0;  // of a GPU; a CPU stage lives in its host's pool
-  WeightTimes weights;
+  uint64_t capacity = 0;           // of a GPU; a CPU stage lives in its host's pool
+  WeightTimes weights, experts;    // of all other weights, and of routed experts on the device
+  double experts_seconds = 0;      // that a layer's routed experts take besides their bytes
   double read = 0;                 // bytes/s of memory
   double kernel_seconds = 0;       // GPU: what a kernel of a decode step costs besides its bytes
   double attention_flops = 0;      // per second, in long ubatches
@@ -47,6 +48,7 @@ struct ExpertsCandidate {
   DeviceName name;
   int host = 0;
   WeightTimes weights;
+  double layer_seconds = 0;        // that a layer takes besides its bytes
   std::vector<LayerRange> pinned;  // it serves exactly these
   int wish = -1;                   // as of a stage
   int threads = 0;

@@ -25,6 +25,7 @@ inline constexpr int kMoeKernels = 14, kDenseKernels = 4;
 inline constexpr double kExpertsReadShare = 0.85;   // CPU kernels, of DRAM read
 inline constexpr double kCpuStageReadShare = 0.75;  // a whole CPU stage, with its barriers
 inline constexpr double kCpuLayerSeconds = 40e-6;
+inline constexpr double kExpertsLayerUs = 20;  // where `packtrain doctor` has not measured it
 inline constexpr double kCpuCoreFlops = 30e9;    // quantised products of one core in long ubatches
 inline constexpr double kNarrowLink = 2e9;       // bytes/s: a riser with one lane
 inline constexpr double kMailboxSeconds = 6e-6;  // two flags and two kernel boundaries
@@ -32,7 +33,11 @@ inline constexpr double kNcclSeconds = 25e-6;
 inline constexpr double kShmSeconds = 12e-6;
 inline constexpr double kGrpcSeconds = 75e-6;  // one way, 24 KB, same host
 
-inline constexpr int kDepth = 2048;  // positions in the cache that decode is predicted for
+// The request that a plan is made for: new tokens of a prompt, positions in the cache while it
+// decodes, and tokens that it generates.
+inline constexpr int kPrompt = 8192;
+inline constexpr int kDepth = 2048;
+inline constexpr int kGenerated = 4096;
 
 // Cost of a step that no device carries: control, sampling, the token's way back.
 inline constexpr double kStepSeconds = 1000e-6;

@@ -97,6 +97,13 @@ void AppendStages(const DeploymentPlacement& d, std::string* out) {
   }
 }
 
+// "512: 95, 2048: 289".
+std::string SpeedsText(const std::vector<SpeedAt>& speeds, int digits) {
+  return absl::StrJoin(speeds, ", ", [&](std::string* out, const SpeedAt& at) {
+    absl::StrAppendFormat(out, "%d: %.*f", at.tokens, digits, at.tokens_per_s);
+  });
+}
+
 void AppendSpeed(const DeploymentPlacement& d, std::string* out) {
   const SpeedPrediction& speed = d.speed;
   absl::StrAppendFormat(out, "  decode  %.1f tokens/s, one stream at depth %d: %.1f ms a step\n",
@@ -108,8 +115,11 @@ void AppendSpeed(const DeploymentPlacement& d, std::string* out) {
     }
     absl::StrAppend(out, term.resource == speed.decode_bound ? "  <- binding\n" : "\n");
   }
-  absl::StrAppendFormat(out, "  prefill %.0f tokens/s in ubatches of %d, bound by %s\n",
-                        speed.prefill_tokens_per_s, d.shape.max_tokens, speed.prefill_bound);
+  absl::StrAppendFormat(
+      out, "  prefill %.0f tokens/s, a prompt of %d in ubatches of %d, bound by %s\n",
+      speed.prefill_tokens_per_s, speed.prompt, d.shape.max_tokens, speed.prefill_bound);
+  absl::StrAppend(out, "  also    decode by depth ", SpeedsText(speed.decode, 1),
+                  "; prefill by length of prompt ", SpeedsText(speed.prefill, 0), "\n");
   for (const Alternative& a : d.alternatives) {
     if (a.fits) {
       absl::StrAppendFormat(out, "  choice  %s: decode %.1f, prefill %.0f tokens/s\n", a.choice,
@@ -124,6 +134,14 @@ void AppendSpeed(const DeploymentPlacement& d, std::string* out) {
 Json RangeJson(const LayerRange& range) {
   if (range.empty()) return nullptr;
   return Json::array({range.first, range.last - 1});
+}
+
+Json SpeedsJson(const std::vector<SpeedAt>& speeds, const char* what) {
+  Json json = Json::array();
+  for (const SpeedAt& at : speeds) {
+    json.push_back({{what, at.tokens}, {"tokens_per_s", at.tokens_per_s}});
+  }
+  return json;
 }
 
 Json DeploymentJson(const DeploymentPlacement& d) {
@@ -171,6 +189,9 @@ Json DeploymentJson(const DeploymentPlacement& d) {
                        {"decode_depth", d.speed.decode_depth},
                        {"decode_bound", d.speed.decode_bound},
                        {"decode_terms", std::move(terms)},
+                       {"decode", SpeedsJson(d.speed.decode, "depth")},
+                       {"prefill", SpeedsJson(d.speed.prefill, "prompt")},
+                       {"prompt", d.speed.prompt},
                        {"prefill_tokens_per_s", d.speed.prefill_tokens_per_s},
                        {"prefill_bound", d.speed.prefill_bound}};
   json["alternatives"] = Json::array();

@@ -410,7 +410,7 @@ class Search {
     for (const auto& [before, partial] : incoming) {
       if (before != hop_from) {
         hop_from = before;
-        hop = before < 0 ? 0 : HopBetween(p_, before, i, option.choice.layers.first).decode_seconds;
+        hop = before < 0 ? 0 : HopBetween(p_, before, i, option.choice.layers.first).Seconds(1);
       }
       Partial next;
       next.seconds = partial->seconds + option.seconds + hop;

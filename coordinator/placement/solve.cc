@@ -12,16 +12,16 @@ namespace packtrain {
 namespace {
 
 // Long ubatches amortise the streaming of experts in prefill, but their buffers cost room for
-// resident experts: the longest is taken that costs decode less than this.
-constexpr double kUbatchTolerance = 1.02;
+// resident experts, and so decode. The length is taken that serves a whole request soonest, if it
+// costs decode no more than the first of these; one that costs more must save a quarter of the
+// request's time. A longer one must save a hundredth: it takes memory from the KV cache, and others
+// wait for it.
+constexpr double kUbatchTolerance = 1.025;
+constexpr double kWorthDecode = 0.75, kWorthRows = 0.99;
 // Among divisions this close to the fastest decode, the one with the shortest longest stage.
 constexpr double kBalanceTolerance = 1.005;
 constexpr int kBalanceSteps = 10;
 constexpr int kGpuUbatches[] = {8192, 4096, 2048, 1024, 512, 256, 128, 64};
-// Longer ones than this must speed up prefill so much: where no experts are streamed they only take
-// memory, and make others wait.
-constexpr int kUbatchEnough = 2048;
-constexpr double kLongUbatchGain = 1.05;
 constexpr int kCpuUbatches[] = {512, 256, 128, 64};
 
 size_t S(int value) { return static_cast<size_t>(value); }
@@ -148,6 +148,20 @@ absl::StatusOr<std::optional<Found>> FindDivision(const Rig& rig, const Deployme
   return Found{std::move(problem), *std::move(result)};
 }
 
+// The best with ubatches of one length.
+struct Choice {
+  Solution solution = {};
+  double request_seconds = 0;
+  bool keeps_decode = false;
+};
+
+// Whether `a` is better than `b`, which has shorter ubatches.
+bool IsBetter(const Choice& a, const Choice& b) {
+  if (a.keeps_decode == b.keeps_decode) return a.request_seconds < b.request_seconds * kWorthRows;
+  return a.keeps_decode ? b.request_seconds >= a.request_seconds * kWorthDecode
+                        : a.request_seconds < b.request_seconds * kWorthDecode;
+}
+
 }  // namespace
 
 absl::StatusOr<std::optional<Solution>> Solve(const Rig& rig, const DeploymentWish& wish,
@@ -161,28 +175,23 @@ absl::StatusOr<std::optional<Solution>> Solve(const Rig& rig, const DeploymentWi
     lengths.assign(std::begin(kCpuUbatches), std::end(kCpuUbatches));
     if (cuda) lengths.assign(std::begin(kGpuUbatches), std::end(kGpuUbatches));
   }
+  std::optional<Choice> best;
   // The shortest leaves most room and so decodes fastest.
-  ASSIGN_OR_RETURN(const std::optional<Found> fastest,
-                   FindDivision(rig, wish, taken, lengths.back()));
-  if (!fastest) return std::nullopt;
-  std::optional<Found> best;
-  double best_rate = 0;
+  std::reverse(lengths.begin(), lengths.end());
+  double fastest = 0;
   for (const int length : lengths) {
-    if (best && length < kUbatchEnough) break;
-    if (wish.max_tokens == 0 && length > kUbatchEnough && length > fastest->problem.context) {
-      continue;
-    }
     ASSIGN_OR_RETURN(std::optional<Found> found, FindDivision(rig, wish, taken, length));
-    if (!found || found->result.seconds > fastest->result.seconds * kUbatchTolerance) continue;
-    const double rate = Predict(found->problem, found->result.stages).prefill_tokens_per_s;
-    if (best && best_rate >= rate * kLongUbatchGain) continue;
-    best = std::move(found);
-    best_rate = rate;
+    if (!found) continue;
+    std::vector<StageChoice> stages = Balance(found->problem, found->result);
+    Choice choice = {.request_seconds = RequestSeconds(found->problem, stages)};
+    if (!best) fastest = found->result.seconds;
+    choice.keeps_decode = found->result.seconds <= fastest * kUbatchTolerance;
+    choice.solution = {std::move(found->problem), std::move(stages)};
+    if (!best || IsBetter(choice, *best)) best = std::move(choice);
   }
   if (!best) return std::nullopt;
-  std::vector<StageChoice> stages = Balance(best->problem, best->result);
-  JoinExpertsRanges(best->problem, &stages);
-  return Solution{std::move(best->problem), std::move(stages)};
+  JoinExpertsRanges(best->solution.problem, &best->solution.stages);
+  return std::move(best->solution);
 }
 
 bool Fits(const Rig& rig, const DeploymentWish& wish, const Taken& taken) {

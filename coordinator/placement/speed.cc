@@ -1,12 +1,14 @@
 #include "coordinator/placement/speed.h"
 
 #include <algorithm>
+#include <functional>
 #include <map>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "common/model/buffers.h"
+#include "coordinator/placement/layer_times.h"
 #include "coordinator/placement/rates.h"
 
 namespace packtrain {
@@ -14,31 +16,39 @@ namespace {
 
 size_t S(int value) { return static_cast<size_t>(value); }
 
+// Seconds of one ubatch in a range of layers, by what computes it.
+struct UbatchTimes {
+  std::function<double(int first, int last)> own, experts;  // of the stage: all else; the experts
+  std::function<double(int worker, int first, int last)> workers;
+};
+
 struct PrefillTime {
   double seconds = 0;
-  double streamed_bytes = 0;  // from RAM to the device
+  double streamed_bytes = 0;      // from RAM to the device
+  std::map<int, double> workers;  // seconds, by experts worker
   const char* bound = "";
 };
 
-PrefillTime PrefillOf(const Problem& p, const StageChoice& choice) {
+PrefillTime Prefill(const Problem& p, const StageChoice& choice, int rows,
+                    const UbatchTimes& times) {
   const StageCandidate& s = p.stages[S(choice.candidate)];
-  const RunningSum& own = p.own_prefill[S(choice.candidate)];
-  const RunningSum& experts = p.expert_prefill[S(choice.candidate)];
   // A GPU computes the experts in its host's RAM itself, if there are rows enough; their layers run
   // while they are copied.
   const bool streams =
-      s.kind == DeviceKind::kCuda && p.shape.max_tokens >= StreamedExpertsRows(p.model->config.moe);
-  double alone = own.Of(choice.layers.first, choice.layers.last), copied = 0, workers = 0;
-  if (!choice.resident.empty()) alone += experts.Of(choice.resident.first, choice.resident.last);
+      s.kind == DeviceKind::kCuda && rows >= StreamedExpertsRows(p.model->config.moe);
+  double alone = times.own(choice.layers.first, choice.layers.last), copied = 0, workers = 0;
+  if (!choice.resident.empty()) alone += times.experts(choice.resident.first, choice.resident.last);
   PrefillTime time;
   for (const ExpertsPart& part : choice.parts) {
     const int first = part.layers.first, last = part.layers.last;
     if (streams && p.experts[S(part.worker)].host == s.host) {
-      copied += own.Of(first, last) + experts.Of(first, last);
-      alone -= own.Of(first, last);
+      copied += times.own(first, last) + times.experts(first, last);
+      alone -= times.own(first, last);
       time.streamed_bytes += p.expert_bytes[0].Of(first, last);
     } else {
-      workers += p.worker_prefill[S(part.worker)].Of(first, last);
+      const double seconds = times.workers(part.worker, first, last);
+      time.workers[part.worker] += seconds;
+      workers += seconds;
     }
   }
   // What the ring holds is there when the first of these layers begins.
@@ -50,6 +60,166 @@ PrefillTime PrefillOf(const Problem& p, const StageChoice& choice) {
                : workers > alone + copied                  ? "CPU experts"
                                                            : "compute";
   return time;
+}
+
+// Of a full ubatch, from sums that are there: the search asks for every range.
+PrefillTime FullUbatch(const Problem& p, const StageChoice& choice) {
+  const size_t c = S(choice.candidate);
+  return Prefill(p, choice, p.shape.max_tokens,
+                 {.own = [&](int first, int last) { return p.own_prefill[c].Of(first, last); },
+                  .experts = [&](int a, int b) { return p.expert_prefill[c].Of(a, b); },
+                  .workers = [&](int w, int a, int b) { return p.worker_prefill[S(w)].Of(a, b); }});
+}
+
+PrefillTime Ubatch(const Problem& p, const StageChoice& choice, const PromptChunk& chunk) {
+  const StageCandidate& s = p.stages[S(choice.candidate)];
+  const auto sum = [](int first, int last, auto seconds) {
+    double total = 0;
+    for (int l = first; l < last; ++l) total += seconds(l);
+    return total;
+  };
+  const auto experts = [&](const WeightTimes& weights, int first, int last) {
+    return sum(first, last,
+               [&](int l) { return ExpertsPrefillSeconds(p, weights, l, chunk.rows); });
+  };
+  return Prefill(
+      p, choice, chunk.rows,
+      {.own =
+           [&](int first, int last) {
+             return sum(first, last, [&](int l) { return OwnPrefillSeconds(p, s, l, chunk); });
+           },
+       .experts = [&](int first, int last) { return experts(s.experts, first, last); },
+       .workers = [&](int worker, int first,
+                      int last) { return experts(p.experts[S(worker)].weights, first, last); }});
+}
+
+// A prompt alone in the pipeline: ubatch after ubatch, each through all stages, the next one
+// behind it as soon as a stage is free.
+class PromptRun {
+ public:
+  PromptRun(const Problem& problem, const std::vector<StageChoice>& stages, int prompt)
+      : p_(problem), stages_(stages), free_(stages.size()) {
+    for (int done = 0; done < prompt; done += p_.shape.max_tokens) {
+      Run({.rows = std::min(p_.shape.max_tokens, prompt - done), .depth = done});
+    }
+    seconds_ = free_.back();
+    // What several stages use at once.
+    for (const auto& [resource, busy] : shared_) seconds_ = std::max(seconds_, busy);
+  }
+
+  double seconds() const { return seconds_; }
+  // What is busy for longest.
+  std::string bound() const {
+    const std::pair<const std::string, double>* longest = nullptr;
+    for (const auto* busy : {&busy_, &shared_}) {
+      for (const auto& item : *busy) {
+        if (longest == nullptr || item.second > longest->second) longest = &item;
+      }
+    }
+    return longest == nullptr ? "" : longest->first;
+  }
+
+ private:
+  void Run(const PromptChunk& chunk) {
+    double at = 0;
+    for (size_t i = 0; i < stages_.size(); ++i) {
+      const StageChoice& choice = stages_[i];
+      const StageCandidate& s = p_.stages[S(choice.candidate)];
+      const PrefillTime time = Ubatch(p_, choice, chunk);
+      at = std::max(at, free_[i]) + time.seconds;
+      free_[i] = at;
+      busy_[absl::StrCat(s.name.text(), " ", time.bound)] += time.seconds;
+      for (const auto& [worker, seconds] : time.workers) {
+        shared_[p_.experts[S(worker)].name.text() + " experts"] += seconds;
+      }
+      if (time.streamed_bytes > 0) {
+        shared_[p_.rig->hosts[S(s.host)].name + "/cpu DRAM"] +=
+            time.streamed_bytes / p_.hosts[S(s.host)].dram_read;
+      }
+      if (i + 1 == stages_.size()) break;
+      const Hop hop =
+          HopBetween(p_, choice.candidate, stages_[i + 1].candidate, choice.layers.last);
+      const double seconds = hop.Seconds(chunk.rows);
+      at += seconds;
+      busy_[absl::StrCat(s.name.text(), " ", hop.transport)] += seconds;
+    }
+  }
+
+  const Problem& p_;
+  const std::vector<StageChoice>& stages_;
+  std::vector<double> free_;                     // by stage: when it has done all so far
+  std::map<std::string, double> busy_, shared_;  // seconds
+  double seconds_ = 0;
+};
+
+double HopSeconds(const Problem& problem, const std::vector<StageChoice>& stages) {
+  double seconds = 0;
+  for (size_t i = 0; i + 1 < stages.size(); ++i) {
+    seconds +=
+        HopBetween(problem, stages[i].candidate, stages[i + 1].candidate, stages[i].layers.last)
+            .Seconds(1);
+  }
+  return seconds;
+}
+
+// Where the time of a decode step goes, at the depth that plans are made for.
+std::vector<SpeedTerm> DecodeTerms(const Problem& problem, const std::vector<StageChoice>& stages) {
+  std::vector<SpeedTerm> terms;
+  const ModelConfig& config = problem.model->config;
+  const auto add = [&](std::string resource, std::string work, double bytes, double seconds) {
+    const double rate = bytes > 0 ? bytes / seconds / 1e9 : 0;
+    terms.push_back({std::move(resource), std::move(work), bytes, rate, seconds * 1e3});
+  };
+  const double share = config.moe.num_experts > 0
+                           ? static_cast<double>(config.moe.top_k) / config.moe.num_experts
+                           : 0;
+  struct Away {
+    int layers = 0;
+    double bytes = 0, seconds = 0;
+  };
+  std::map<int, Away> away;  // by experts worker
+  for (const StageChoice& choice : stages) {
+    double seconds = DecodeSeconds(problem, choice);
+    for (const ExpertsPart& part : choice.parts) {
+      Away& a = away[part.worker];
+      const double waited = problem.remote_seconds[S(choice.candidate)][S(part.worker)].Of(
+          part.layers.first, part.layers.last);
+      a.layers += part.layers.size();
+      a.bytes += ExpertsBytesOf(problem, part.layers) * share;
+      a.seconds += waited;
+      seconds -= waited;
+    }
+    add(problem.stages[S(choice.candidate)].name.text(),
+        absl::StrFormat("layers %d-%d, %d with their experts", choice.layers.first,
+                        choice.layers.last - 1, std::max(choice.resident.size(), 0)),
+        0, seconds);
+  }
+  for (const auto& [worker, a] : away) {
+    add(problem.experts[S(worker)].name.text() + " DRAM",
+        absl::StrFormat("%d of %d experts of %d layers", config.moe.top_k, config.moe.num_experts,
+                        a.layers),
+        a.bytes, a.seconds);
+  }
+  if (stages.size() > 1) {
+    add("links", absl::StrFormat("%d hops between stages", stages.size() - 1), 0,
+        HopSeconds(problem, stages));
+  }
+  add("coordinator", "control, sampling, the token's way back", 0, kStepSeconds);
+  return terms;
+}
+
+// Of a decode step with so many positions in the cache.
+double StepSeconds(const Problem& problem, const std::vector<StageChoice>& stages, int depth) {
+  const int known = std::min(kDepth, problem.context);
+  double seconds = HopSeconds(problem, stages) + kStepSeconds;
+  for (const StageChoice& choice : stages) {
+    const StageCandidate& s = problem.stages[S(choice.candidate)];
+    seconds += DecodeSeconds(problem, choice);
+    for (int l = choice.layers.first; l < choice.layers.last && depth != known; ++l) {
+      seconds += OwnDecodeSeconds(problem, s, l, depth) - OwnDecodeSeconds(problem, s, l, known);
+    }
+  }
+  return seconds;
 }
 
 }  // namespace
@@ -70,7 +240,17 @@ double DecodeSeconds(const Problem& problem, const StageChoice& choice) {
 }
 
 double PrefillSeconds(const Problem& problem, const StageChoice& choice) {
-  return PrefillOf(problem, choice).seconds;
+  return FullUbatch(problem, choice).seconds;
+}
+
+double PromptSeconds(const Problem& problem, const std::vector<StageChoice>& stages, int prompt) {
+  return PromptRun(problem, stages, prompt).seconds() + kStepSeconds;
+}
+
+double RequestSeconds(const Problem& problem, const std::vector<StageChoice>& stages) {
+  const int prompt = std::min(kPrompt, problem.context);
+  return PromptSeconds(problem, stages, prompt) +
+         kGenerated * StepSeconds(problem, stages, std::min(kDepth, problem.context));
 }
 
 Hop HopBetween(const Problem& problem, int from, int to, int cut) {
@@ -79,7 +259,6 @@ Hop HopBetween(const Problem& problem, int from, int to, int cut) {
   const ModelConfig& c = problem.model->config;
   const bool shared = c.layers[S(cut)].indexer == IndexerKind::kShared;
   const double row = (c.hidden_dim + (shared ? c.indexer.top_k : 0)) * 4.0;
-  const double rows = problem.shape.max_tokens;
   Hop hop;
   double latency = kGrpcSeconds, rate = 2e9;
   hop.transport = "grpc";
@@ -98,74 +277,15 @@ Hop HopBetween(const Problem& problem, int from, int to, int cut) {
   } else {
     rate = std::min({rate, a.link, b.link});
   }
-  hop.decode_seconds = latency + row / rate;
-  hop.prefill_seconds = latency + rows * row / rate;
+  hop.latency = latency;
+  hop.row_seconds = row / rate;
   return hop;
 }
 
 SpeedPrediction Predict(const Problem& problem, const std::vector<StageChoice>& stages) {
   SpeedPrediction speed;
   speed.decode_depth = std::min(kDepth, problem.context);
-  const ModelConfig& config = problem.model->config;
-  const auto add = [&](std::string resource, std::string work, double bytes, double rate,
-                       double seconds) {
-    speed.decode_terms.push_back(
-        {std::move(resource), std::move(work), bytes, rate / 1e9, seconds * 1e3});
-  };
-  const double share = config.moe.num_experts > 0
-                           ? static_cast<double>(config.moe.top_k) / config.moe.num_experts
-                           : 0;
-  struct Away {
-    int layers = 0;
-    double bytes = 0, seconds = 0;
-  };
-  std::map<int, Away> away;  // by experts worker
-  double hops = 0, slowest = kStepSeconds;
-  std::vector<double> streamed(problem.hosts.size());
-  for (size_t i = 0; i < stages.size(); ++i) {
-    const StageChoice& choice = stages[i];
-    const StageCandidate& s = problem.stages[S(choice.candidate)];
-    double seconds = DecodeSeconds(problem, choice);
-    for (const ExpertsPart& part : choice.parts) {
-      Away& a = away[part.worker];
-      const double waited = problem.remote_seconds[S(choice.candidate)][S(part.worker)].Of(
-          part.layers.first, part.layers.last);
-      a.layers += part.layers.size();
-      a.bytes += ExpertsBytesOf(problem, part.layers) * share;
-      a.seconds += waited;
-      seconds -= waited;
-    }
-    add(s.name.text(),
-        absl::StrFormat("layers %d-%d, %d with their experts", choice.layers.first,
-                        choice.layers.last - 1, std::max(choice.resident.size(), 0)),
-        0, 0, seconds);
-    PrefillTime prefill = PrefillOf(problem, choice);
-    if (i + 1 < stages.size()) {
-      const Hop hop =
-          HopBetween(problem, choice.candidate, stages[i + 1].candidate, choice.layers.last);
-      hops += hop.decode_seconds;
-      if (hop.prefill_seconds > slowest) {
-        slowest = hop.prefill_seconds;
-        speed.prefill_bound = absl::StrCat(s.name.text(), " ", hop.transport);
-      }
-    }
-    streamed[S(s.host)] += prefill.streamed_bytes;
-    if (prefill.seconds > slowest) {
-      slowest = prefill.seconds;
-      speed.prefill_bound = absl::StrCat(s.name.text(), " ", prefill.bound);
-    }
-  }
-  for (const auto& [worker, a] : away) {
-    const ExpertsCandidate& e = problem.experts[S(worker)];
-    add(e.name.text() + " DRAM",
-        absl::StrFormat("%d of %d experts of %d layers", config.moe.top_k, config.moe.num_experts,
-                        a.layers),
-        a.bytes, a.bytes / a.seconds, a.seconds);
-  }
-  if (stages.size() > 1) {
-    add("links", absl::StrFormat("%d hops between stages", stages.size() - 1), 0, 0, hops);
-  }
-  add("coordinator", "control, sampling, the token's way back", 0, 0, kStepSeconds);
+  speed.decode_terms = DecodeTerms(problem, stages);
   const SpeedTerm* bound = &speed.decode_terms.front();
   for (const SpeedTerm& term : speed.decode_terms) {
     speed.decode_ms += term.ms;
@@ -173,17 +293,17 @@ SpeedPrediction Predict(const Problem& problem, const std::vector<StageChoice>& 
   }
   speed.decode_bound = bound->resource;
   speed.decode_tokens_per_s = 1e3 / speed.decode_ms;
-  // Stages stream at once, from one DRAM.
-  for (size_t h = 0; h < streamed.size(); ++h) {
-    const double seconds = streamed[h] / problem.hosts[h].dram_read;
-    if (seconds > slowest) {
-      slowest = seconds;
-      speed.prefill_bound = problem.rig->hosts[h].name + "/cpu DRAM";
-    }
+  for (const int depth : problem.wish->depths) {
+    if (depth > problem.context) continue;
+    speed.decode.push_back({depth, 1 / StepSeconds(problem, stages, depth)});
   }
-  // Nothing hides the way of a step that only one stage works on.
-  if (stages.size() == 1) slowest += kStepSeconds;
-  speed.prefill_tokens_per_s = problem.shape.max_tokens / slowest;
+  speed.prompt = std::min(kPrompt, problem.context);
+  speed.prefill_bound = PromptRun(problem, stages, speed.prompt).bound();
+  speed.prefill_tokens_per_s = speed.prompt / PromptSeconds(problem, stages, speed.prompt);
+  for (const int prompt : problem.wish->prompts) {
+    if (prompt > problem.context) continue;
+    speed.prefill.push_back({prompt, prompt / PromptSeconds(problem, stages, prompt)});
+  }
   return speed;
 }
 

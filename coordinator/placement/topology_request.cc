@@ -12,6 +12,9 @@
 namespace packtrain {
 namespace {
 
+// Of a model whose slots nobody has chosen.
+constexpr int kSlots = 8, kLeastSlots = 4;
+
 absl::StatusOr<WorkerWish> WishOf(const Topology& topology, const WorkerEntry& entry,
                                   const Rig& rig) {
   WorkerWish wish;
@@ -90,7 +93,8 @@ absl::StatusOr<TopologyRequest> RequestFor(const Topology& topology, Rig rig) {
     wish.model = result.models.back().get();
     wish.context = entry.context;
     wish.kv_cache = entry.kv_cache;
-    wish.num_slots = entry.slots;
+    wish.num_slots = entry.slots > 0 ? entry.slots : kSlots;
+    wish.least_slots = entry.slots > 0 ? entry.slots : kLeastSlots;
     wish.max_tokens = entry.ubatch;
     for (const WorkerEntry& worker : entry.workers) {
       ASSIGN_OR_RETURN(WorkerWish worker_wish, WishOf(topology, worker, rig));

@@ -64,7 +64,7 @@ TEST_F(ExpertStreamTest, PiecesArriveInOrderThroughAWrappingRing) {
     ExpertStream stream(config_);
     for (size_t i = 0; i < kLayers; ++i) stream.Add(static_cast<int>(i), layers_[i]);
     DevicePlan ring;
-    stream.Plan(&ring);
+    stream.Plan(256, &ring);
     ASSERT_TRUE(ring.Allocate("the ring", true).ok());
     const absl::Status opened = stream.Open();
     ASSERT_TRUE(opened.ok()) << opened.ToString();

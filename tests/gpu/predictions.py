@@ -89,7 +89,7 @@ class Table:
         error = predicted / measured - 1
         over = not abs(error) <= limit
         self.failed |= over
-        print("%-36s %-22s %12.2f %12.2f %+7.1f %%%s"
+        print("%-36s %-24s %12.2f %12.2f %+7.1f %%%s"
               % (where, what, predicted, measured, 100 * error, "  <- over" if over else ""))
         sys.stdout.flush()
 
@@ -109,18 +109,19 @@ def check(name, placement, path, workers, table):
     deployment = plan["deployments"][0]
     predicted = deployment["predicted"]
     where = f"{name}, {placement}"
-    table.row(where, "decode tokens/s", predicted["decode_tokens_per_s"], found["decode"],
-              SPEED_LIMIT)
-    table.row(where, "prefill tokens/s", predicted["prefill_tokens_per_s"],
-              found[LONG_PROMPT if on_gpu else DEPTH], SPEED_LIMIT)
+    decode = {at["depth"]: at["tokens_per_s"] for at in predicted["decode"]}
+    table.row(where, f"decode at {DEPTH}, tokens/s", decode[DEPTH], found["decode"], SPEED_LIMIT)
+    for at in predicted["prefill"]:
+        if at["prompt"] in found:
+            table.row(where, f"prefill {at['prompt']}, tokens/s", at["tokens_per_s"],
+                      found[at["prompt"]], SPEED_LIMIT)
     for device in plan["devices"]:
         kind = "ram" if device["device"].endswith("/cpu") else "gpu"
         if device["uses"]:
             table.row(where, f"{kind} GiB", device["predicted_bytes"] / 2**30,
                       used[kind] / 2**30, MEMORY_LIMIT)
-    print("    started in %.0f s, measured in %.0f s; ubatch %d; prefill by length: %s"
-          % (loaded - begin, time.monotonic() - loaded, deployment["ubatch"],
-             {k: round(v) for k, v in found.items() if k != "decode"}))
+    print("    started in %.0f s, measured in %.0f s; ubatch %d"
+          % (loaded - begin, time.monotonic() - loaded, deployment["ubatch"]))
     for term in predicted["decode_terms"]:
         print("    predicted %8.3f ms  %s: %s" % (term["ms"], term["resource"], term["work"]))
     print("    predicted prefill bound by", predicted["prefill_bound"])
@@ -141,7 +142,7 @@ def main(folder):
         os.environ["XDG_CACHE_HOME"] = cache
         subprocess.run([str(PACKTRAIN), "doctor"], check=True)
         sys.stdout.flush()
-        print("%-36s %-22s %12s %12s %9s" % ("model, placement", "", "predicted", "measured", "error"))
+        print("%-36s %-24s %12s %12s %9s" % ("model, placement", "", "predicted", "measured", "error"))
         for name, arguments, experts in MODELS:
             path = pathlib.Path(folder) / f"packtrain-predictions-{name}.gguf"
             try:

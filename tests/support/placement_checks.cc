@@ -193,15 +193,18 @@ bool Streams(const ModelConfig& c, const DeploymentShape& shape) {
   return shape.max_tokens >= std::max(9, 5 * c.moe.num_experts / std::max(c.moe.top_k, 1));
 }
 
-// The ring that experts are copied through: eight pieces of whole experts, 128 MiB at most.
-uint64_t RingBytes(const ModelFacts& model) {
+// The ring that experts are copied through: pieces of whole experts, 128 MiB at most, three of them
+// for 512 rows and one more for every 512 further ones up to eight.
+uint64_t RingBytes(const ModelFacts& model, const DeploymentShape& shape) {
   uint64_t tensor = 0;
   for (const LayerWeightBytes& l : model.weights.layers) tensor = std::max(tensor, l.experts / 3);
   const uint64_t expert = std::max<uint64_t>(
       tensor / static_cast<uint64_t>(std::max(model.config.moe.num_experts, 1)), 1);
   uint64_t piece = (uint64_t{128} << 20) / expert * expert;
   piece = std::max(piece, expert);
-  return 8 * std::min(piece, tensor);
+  const uint64_t pieces =
+      shape.max_tokens < 1024 ? 3 : std::min<uint64_t>(2 + Rows(shape) / 512, 8);
+  return pieces * std::min(piece, tensor);
 }
 
 uint64_t CudaBaseBytes(const ModelFacts& model, const DeploymentShape& shape, bool first, bool last,
@@ -236,7 +239,7 @@ uint64_t CudaBaseBytes(const ModelFacts& model, const DeploymentShape& shape, bo
   }
   if (last) bytes += model.weights.head + 8 * static_cast<uint64_t>(c.vocab_size) * 4;
   if (shape.max_tokens > 8) bytes += uint64_t{128} << 20;  // unpacked weights
-  if (asks && Streams(c, shape)) bytes += RingBytes(model);
+  if (asks && Streams(c, shape)) bytes += RingBytes(model, shape);
   return bytes + (uint64_t{560} << 20);  // CUDA itself
 }
 

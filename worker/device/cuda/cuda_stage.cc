@@ -239,7 +239,7 @@ void CudaStage::PlanBuffers() {
     run_.unpacked_capacity = kUnpackedElements;
     buffers_.Add(&run_.unpacked, run_.unpacked_capacity);
   }
-  if (run_.expert_stream != nullptr) expert_stream_.Plan(&buffers_);
+  if (run_.expert_stream != nullptr) expert_stream_.Plan(spec_.max_tokens, &buffers_);
   buffers_.Add(&run_.scratch, MeasureScratch());
 }
 

@@ -11,15 +11,6 @@
 #include "common/model/buffers.h"
 
 namespace packtrain {
-namespace {
-
-// Pieces are long enough for the link's full rate (1 MiB already is) and short enough for a small
-// ring. 1 GiB in flight covers about 19 ms of a PCIe 5 link: the parts of a layer that need no
-// experts.
-constexpr size_t kSlots = kExpertRingSlots;
-
-}  // namespace
-
 ExpertStream::~ExpertStream() {
   if (stream_ != nullptr) {
     cudaStreamSynchronize(stream_);
@@ -69,8 +60,8 @@ void ExpertStream::AddMatrix(const MatrixView& view, size_t rows, size_t row_str
   }
 }
 
-void ExpertStream::Plan(DevicePlan* buffers) {
-  slots_.resize(kSlots);
+void ExpertStream::Plan(int max_tokens, DevicePlan* buffers) {
+  slots_.resize(static_cast<size_t>(ExpertRingSlots(max_tokens)));
   for (Slot& slot : slots_) buffers->Add(&slot.data, slot_bytes_);
 }
 
@@ -115,14 +106,14 @@ const DeviceExperts* ExpertStream::Find(int layer) const {
 void ExpertStream::Begin(CudaRun* run) {
   LAUNCH(run, cudaStreamSynchronize(stream_));
   next_ = 0;
-  for (size_t i = 0; i < std::min(kSlots, copies_.size()); ++i) Enqueue(run, i);
+  for (size_t i = 0; i < std::min(slots_.size(), copies_.size()); ++i) Enqueue(run, i);
 }
 
 void ExpertStream::Enqueue(CudaRun* run, size_t index) {
   const Copy& copy = copies_[index];
-  const Slot& slot = slots_[index % kSlots];
+  const Slot& slot = slots_[index % slots_.size()];
   // The first round finds its slots free: no ubatch is running.
-  if (index >= kSlots) LAUNCH(run, cudaStreamWaitEvent(stream_, slot.free));
+  if (index >= slots_.size()) LAUNCH(run, cudaStreamWaitEvent(stream_, slot.free));
   if (copy.pitch == copy.row_bytes) {
     LAUNCH(run, cudaMemcpyAsync(slot.data, copy.from, copy.rows * copy.row_bytes,
                                 cudaMemcpyHostToDevice, stream_));
@@ -136,14 +127,14 @@ void ExpertStream::Enqueue(CudaRun* run, size_t index) {
 ExpertStream::Piece ExpertStream::Acquire(CudaRun* run) {
   CHECK(next_ < copies_.size());
   const Copy& copy = copies_[next_];
-  const Slot& slot = slots_[next_ % kSlots];
+  const Slot& slot = slots_[next_ % slots_.size()];
   LAUNCH(run, cudaStreamWaitEvent(run->stream, slot.filled));
   return {.data = slot.data, .first = copy.first, .count = copy.count};
 }
 
 void ExpertStream::Release(CudaRun* run) {
-  LAUNCH(run, cudaEventRecord(slots_[next_ % kSlots].free, run->stream));
-  if (next_ + kSlots < copies_.size()) Enqueue(run, next_ + kSlots);
+  LAUNCH(run, cudaEventRecord(slots_[next_ % slots_.size()].free, run->stream));
+  if (next_ + slots_.size() < copies_.size()) Enqueue(run, next_ + slots_.size());
   ++next_;
 }
 

@@ -39,8 +39,8 @@ class ExpertStream {
   // Layers whose types have no tensor-core product are left out.
   void Add(int layer, const ExpertWeights& experts);
   bool empty() const { return layers_.empty(); }
-  // Adds the ring.
-  void Plan(DevicePlan* buffers);
+  // Adds the ring, for ubatches of at most so many rows.
+  void Plan(int max_tokens, DevicePlan* buffers);
   // Registers the experts with CUDA: about 0.1 s per GB. Errors: INTERNAL with CUDA's words.
   absl::Status Open();
 

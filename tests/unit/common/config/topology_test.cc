@@ -76,7 +76,7 @@ TEST(TopologyTest, EveryKeyIsRead) {
   EXPECT_EQ(big.workers[1].threads, 7);
   EXPECT_EQ(big.workers[1].address, "10.0.0.2:7000");
   EXPECT_EQ(big.workers[2].role, WorkerRole::kExperts);
-  EXPECT_EQ(topology->models[1].slots, 8);
+  EXPECT_EQ(topology->models[1].slots, 0);
   EXPECT_EQ(topology->models[1].kv_cache, KvCacheType::kF16);
   EXPECT_EQ(topology->links[0].transport, "grpc");
   EXPECT_TRUE(topology->insecure);

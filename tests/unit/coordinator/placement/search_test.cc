@@ -96,7 +96,7 @@ class BruteForce {
       if (i > 0) {
         seconds +=
             HopBetween(p_, chosen_[i - 1].candidate, chosen_[i].candidate, chosen_[i].layers.first)
-                .decode_seconds;
+                .Seconds(1);
       }
     }
     for (size_t h = 0; h < host.size(); ++h) {

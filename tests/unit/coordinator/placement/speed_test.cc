@@ -1,0 +1,124 @@
+// Predicted speeds against sums by hand, and the choice of the ubatch that follows from them.
+
+#include "coordinator/placement/speed.h"
+
+#include <gtest/gtest.h>
+
+#include "coordinator/placement/layer_times.h"
+#include "coordinator/placement/planner.h"
+#include "coordinator/placement/rates.h"
+#include "tests/support/placement_checks.h"
+
+namespace packtrain {
+namespace {
+
+Rig OneBox(std::vector<GpuFacts> gpus, double memory_gib) {
+  Rig rig;
+  rig.hosts = {TestHost("box", 12, memory_gib, 80)};
+  rig.hosts[0].gpus = std::move(gpus);
+  return rig;
+}
+
+DeploymentWish WishFor(const ModelFacts& model) {
+  DeploymentWish wish;
+  wish.name = "model";
+  wish.model = &model;
+  wish.context = 32768;
+  return wish;
+}
+
+TEST(SpeedTest, APromptOnOneStageTakesItsUbatchesOneAfterTheOther) {
+  const ModelFacts model = GlmLikeModel(6, false, 2.4);
+  const Rig rig = OneBox({TestGpu(0, 24, 936, 12)}, 64);
+  const DeploymentWish wish = WishFor(model);
+  const Problem problem = *BuildProblem(rig, wish, {}, 1024);
+  const std::vector<StageChoice> stages = {{0, {0, 6}, {3, 6}, {}}};
+  double seconds = kStepSeconds;
+  for (const PromptChunk& chunk : {PromptChunk{1024, 0}, {1024, 1024}, {452, 2048}}) {
+    for (int l = 0; l < 6; ++l) {
+      seconds += OwnPrefillSeconds(problem, problem.stages[0], l, chunk) +
+                 ExpertsPrefillSeconds(problem, problem.stages[0].experts, l, chunk.rows);
+    }
+  }
+  EXPECT_NEAR(PromptSeconds(problem, stages, 2500), seconds, 1e-9 * seconds);
+}
+
+// All experts are copied once for a ubatch, whatever its length.
+TEST(SpeedTest, StreamedExpertsCostTheLinkOncePerUbatch) {
+  const ModelFacts model = GlmLikeModel(6, false, 2.4);
+  const Rig rig = OneBox({TestGpu(0, 24, 936, 1)}, 64);
+  const DeploymentWish wish = WishFor(model);
+  const std::vector<StageChoice> stages = {{0, {0, 6}, {3, 3}, {{0, {3, 6}}}}};
+  const double copies = 3 * static_cast<double>(model.weights.layers[3].experts) / 1e9;
+  for (const int ubatch : {512, 1024, 2048}) {
+    const Problem problem = *BuildProblem(rig, wish, {}, ubatch);
+    const double seconds = PromptSeconds(problem, stages, 4096);
+    EXPECT_NEAR(seconds, 4096 / ubatch * copies, 0.2 * seconds) << ubatch;
+  }
+}
+
+// Stages work at once on different ubatches, so two of them need no more than the half and what
+// fills the pipeline; experts workers and DRAM that they share are there only once.
+TEST(SpeedTest, StagesWorkAtOnceAndShareTheExpertsWorker) {
+  const ModelFacts model = GlmLikeModel(11, false, 2.4);
+  const Rig rig = OneBox({TestGpu(0, 48, 936, 12), TestGpu(1, 48, 936, 12)}, 64);
+  const DeploymentWish wish = WishFor(model);
+  const Problem problem = *BuildProblem(rig, wish, {}, 128);
+  const int prompt = 128 * 32;
+  const double one = PromptSeconds(problem, {{0, {0, 11}, {3, 11}, {}}}, prompt);
+  const double two =
+      PromptSeconds(problem, {{0, {0, 7}, {3, 7}, {}}, {1, {7, 11}, {7, 11}, {}}}, prompt);
+  EXPECT_LT(two, 0.75 * one);
+  EXPECT_GT(two, 0.5 * one);
+  // Too few rows for copies: the processor computes all experts.
+  double worker = 0;
+  for (int l = 3; l < 11; ++l) {
+    worker += 32 * ExpertsPrefillSeconds(problem, problem.experts[0].weights, l, 128);
+  }
+  const double away = PromptSeconds(
+      problem, {{0, {0, 7}, {3, 3}, {{0, {3, 7}}}}, {1, {7, 11}, {7, 7}, {{0, {7, 11}}}}}, prompt);
+  EXPECT_GE(away, worker);
+  EXPECT_LT(away, 1.3 * worker);
+}
+
+// Where experts lie in RAM behind a slow link, long ubatches are worth more than a few resident
+// experts, and no other length would serve a request much sooner.
+TEST(SpeedTest, TheUbatchThatServesTheWholeRequestSoonestIsTaken) {
+  const ModelFacts model = GlmLikeModel(20, false, 2.4);
+  const DeploymentWish wish = WishFor(model);
+  for (const double link : {6.0, 12.0, 50.0}) {
+    const Rig rig = OneBox({TestGpu(0, 24, 936, link)}, 96);
+    const auto solution = Solve(rig, wish, {});
+    ASSERT_TRUE(solution.ok() && solution->has_value());
+    const double chosen = RequestSeconds((*solution)->problem, (*solution)->stages);
+    EXPECT_GE((*solution)->problem.shape.max_tokens, 512) << link;
+    for (const int ubatch : {64, 512, 2048, 8192}) {
+      DeploymentWish fixed = wish;
+      fixed.max_tokens = ubatch;
+      const auto other = Solve(rig, fixed, {});
+      ASSERT_TRUE(other.ok());
+      if (!other->has_value()) continue;
+      EXPECT_LE(0.75 * chosen, RequestSeconds((*other)->problem, (*other)->stages) * (1 + 1e-9));
+    }
+  }
+}
+
+TEST(SpeedTest, AskedDepthsAndPromptsWithinTheContextAreTold) {
+  const ModelFacts model = GlmLikeModel(6, false, 2.4);
+  const Rig rig = OneBox({TestGpu(0, 24, 936, 12)}, 64);
+  DeploymentWish wish = WishFor(model);
+  wish.depths = {100, kDepth, 30000, 40000};
+  wish.prompts = {64, kPrompt, 40000};
+  const auto solution = Solve(rig, wish, {});
+  ASSERT_TRUE(solution.ok() && solution->has_value());
+  const SpeedPrediction speed = Predict((*solution)->problem, (*solution)->stages);
+  ASSERT_EQ(speed.decode.size(), 3u);
+  EXPECT_NEAR(speed.decode[1].tokens_per_s, speed.decode_tokens_per_s, 1e-9);
+  EXPECT_GT(speed.decode[0].tokens_per_s, speed.decode[1].tokens_per_s);
+  EXPECT_GT(speed.decode[1].tokens_per_s, speed.decode[2].tokens_per_s);
+  ASSERT_EQ(speed.prefill.size(), 2u);
+  EXPECT_NEAR(speed.prefill[1].tokens_per_s, speed.prefill_tokens_per_s, 1e-9);
+}
+
+}  // namespace
+}  // namespace packtrain
