@@ -37,7 +37,7 @@ class NcclComm {
   static absl::StatusOr<std::unique_ptr<NcclComm>> Join(const Id& id, int rank, int device,
                                                         const std::atomic<bool>* closed,
                                                         Clock::time_point deadline);
-  // Lets what was sent arrive; after an error nothing is left to wait for.
+  // Waits for nobody: what the other rank has not received yet may be lost.
   ~NcclComm();
   NcclComm(const NcclComm&) = delete;
   NcclComm& operator=(const NcclComm&) = delete;

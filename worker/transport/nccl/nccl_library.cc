@@ -8,7 +8,7 @@
 namespace packtrain {
 namespace {
 
-constexpr int kVersionMin = 21400;  // ncclCommInitRankConfig, ncclCommFinalize
+constexpr int kVersionMin = 21400;  // ncclCommInitRankConfig
 
 absl::StatusOr<NcclLibrary> Load() {
   void* const handle = dlopen("libnccl.so.2", RTLD_NOW | RTLD_LOCAL);
@@ -26,8 +26,6 @@ absl::StatusOr<NcclLibrary> Load() {
   find(&library.get_unique_id, "ncclGetUniqueId");
   find(&library.comm_init_rank_config, "ncclCommInitRankConfig");
   find(&library.comm_get_async_error, "ncclCommGetAsyncError");
-  find(&library.comm_finalize, "ncclCommFinalize");
-  find(&library.comm_destroy, "ncclCommDestroy");
   find(&library.comm_abort, "ncclCommAbort");
   find(&library.send, "ncclSend");
   find(&library.recv, "ncclRecv");
