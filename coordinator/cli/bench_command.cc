@@ -101,8 +101,8 @@ class Bench {
     for (const Line& line : PlannedLines(options_)) {
       if (line.bench_case.generate > 0) questions.depths.push_back(DepthOf(line.bench_case));
     }
-    ASSIGN_OR_RETURN(services_, OpenServices(topology, facts_, questions, template_host_.get(),
-                                             &display_, nullptr, &placement));
+    ASSIGN_OR_RETURN(services_,
+                     OpenServices(topology, facts_, questions, &display_, nullptr, &placement));
     ShowPlacement(placement, &display_);
     RETURN_IF_ERROR(Choose());
     service_->Start();
