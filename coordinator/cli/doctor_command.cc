@@ -28,9 +28,10 @@ void Line(std::string* out, const char* name, const std::string& text) {
 }
 
 // "Q4_K 92, IQ2_XS 58".
-std::string RatesText(const std::vector<WeightRate>& rates) {
-  return absl::StrJoin(rates, ", ", [](std::string* out, const WeightRate& rate) {
-    absl::StrAppendFormat(out, "%s %.0f", rate.type, rate.read_gb_per_s);
+std::string RatesText(std::vector<WeightRate> rates, double WeightRate::*field) {
+  std::erase_if(rates, [&](const WeightRate& rate) { return rate.*field <= 0; });
+  return absl::StrJoin(rates, ", ", [&](std::string* out, const WeightRate& rate) {
+    absl::StrAppendFormat(out, "%s %.0f", rate.type, rate.*field);
   });
 }
 
@@ -77,7 +78,11 @@ void AppendMemory(const HostFacts& facts, std::string* out) {
   }
   Line(out, "DRAM read by threads", rates.empty() ? "not measured" : rates + " GB/s");
   if (!facts.weight_rates.empty()) {
-    Line(out, "weights read, GB/s", RatesText(facts.weight_rates));
+    Line(out, "weights read, GB/s", RatesText(facts.weight_rates, &WeightRate::read_gb_per_s));
+    Line(out, "picked experts, GB/s",
+         absl::StrFormat("%s, and %.0f us a layer",
+                         RatesText(facts.weight_rates, &WeightRate::experts_gb_per_s),
+                         facts.experts_layer_us));
   }
   Line(out, "flag round trip",
        absl::StrFormat("threads %.2f us, processes %.2f us", facts.thread_round_trip_us,
@@ -110,7 +115,7 @@ void AppendGpu(const GpuFacts& g, std::string* out) {
     Line(out, "  speed",
          absl::StrFormat("reads %.0f GB/s, bf16 product %.0f TFLOP/s, %.1f us a kernel",
                          g.read_gb_per_s, g.bf16_tflops, g.kernel_us));
-    Line(out, "  weights read, GB/s", RatesText(g.weight_rates));
+    Line(out, "  weights read, GB/s", RatesText(g.weight_rates, &WeightRate::read_gb_per_s));
   }
 }
 
