@@ -14,10 +14,12 @@ namespace {
 // Long ubatches amortise the streaming of experts in prefill, but their buffers cost room for
 // resident experts, and so decode. The length is taken that serves a whole request soonest, if it
 // costs decode no more than the first of these; one that costs more must save a quarter of the
-// request's time. A longer one must save a hundredth: it takes memory from the KV cache, and others
-// wait for it.
+// request's time. Very long ones must speed the prompt up: they take memory from the KV cache, and
+// others wait for them.
 constexpr double kUbatchTolerance = 1.025;
-constexpr double kWorthDecode = 0.75, kWorthRows = 0.99;
+constexpr double kWorthDecode = 0.75;
+constexpr int kManyRows = 2048;
+constexpr double kWorthRows = 0.95;
 // Among divisions this close to the fastest decode, the one with the shortest longest stage.
 constexpr double kBalanceTolerance = 1.005;
 constexpr int kBalanceSteps = 10;
@@ -151,13 +153,17 @@ absl::StatusOr<std::optional<Found>> FindDivision(const Rig& rig, const Deployme
 // The best with ubatches of one length.
 struct Choice {
   Solution solution = {};
-  double request_seconds = 0;
+  double request_seconds = 0, prompt_seconds = 0;
   bool keeps_decode = false;
 };
 
 // Whether `a` is better than `b`, which has shorter ubatches.
 bool IsBetter(const Choice& a, const Choice& b) {
-  if (a.keeps_decode == b.keeps_decode) return a.request_seconds < b.request_seconds * kWorthRows;
+  if (a.solution.problem.shape.max_tokens > kManyRows &&
+      a.prompt_seconds > b.prompt_seconds * kWorthRows) {
+    return false;
+  }
+  if (a.keeps_decode == b.keeps_decode) return a.request_seconds < b.request_seconds;
   return a.keeps_decode ? b.request_seconds >= a.request_seconds * kWorthDecode
                         : a.request_seconds < b.request_seconds * kWorthDecode;
 }
@@ -183,7 +189,9 @@ absl::StatusOr<std::optional<Solution>> Solve(const Rig& rig, const DeploymentWi
     ASSIGN_OR_RETURN(std::optional<Found> found, FindDivision(rig, wish, taken, length));
     if (!found) continue;
     std::vector<StageChoice> stages = Balance(found->problem, found->result);
-    Choice choice = {.request_seconds = RequestSeconds(found->problem, stages)};
+    Choice choice;
+    choice.request_seconds = RequestSeconds(found->problem, stages);
+    choice.prompt_seconds = PromptSeconds(found->problem, stages, PlannedPrompt(found->problem));
     if (!best) fastest = found->result.seconds;
     choice.keeps_decode = found->result.seconds <= fastest * kUbatchTolerance;
     choice.solution = {std::move(found->problem), std::move(stages)};

@@ -247,9 +247,10 @@ double PromptSeconds(const Problem& problem, const std::vector<StageChoice>& sta
   return PromptRun(problem, stages, prompt).seconds() + kStepSeconds;
 }
 
+int PlannedPrompt(const Problem& problem) { return std::min(kPrompt, problem.context); }
+
 double RequestSeconds(const Problem& problem, const std::vector<StageChoice>& stages) {
-  const int prompt = std::min(kPrompt, problem.context);
-  return PromptSeconds(problem, stages, prompt) +
+  return PromptSeconds(problem, stages, PlannedPrompt(problem)) +
          kGenerated * StepSeconds(problem, stages, std::min(kDepth, problem.context));
 }
 
@@ -297,7 +298,7 @@ SpeedPrediction Predict(const Problem& problem, const std::vector<StageChoice>& 
     if (depth > problem.context) continue;
     speed.decode.push_back({depth, 1 / StepSeconds(problem, stages, depth)});
   }
-  speed.prompt = std::min(kPrompt, problem.context);
+  speed.prompt = PlannedPrompt(problem);
   speed.prefill_bound = PromptRun(problem, stages, speed.prompt).bound();
   speed.prefill_tokens_per_s = speed.prompt / PromptSeconds(problem, stages, speed.prompt);
   for (const int prompt : problem.wish->prompts) {

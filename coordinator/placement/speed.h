@@ -15,7 +15,8 @@ double DecodeSeconds(const Problem& problem, const StageChoice& choice);
 double PrefillSeconds(const Problem& problem, const StageChoice& choice);
 // Seconds from a prompt of so many tokens to its first token, alone in the pipeline.
 double PromptSeconds(const Problem& problem, const std::vector<StageChoice>& stages, int prompt);
-// Of the request that plans are made for: prompt and generated tokens.
+// Of the request that plans are made for: its prompt in tokens; seconds with all it generates.
+int PlannedPrompt(const Problem& problem);
 double RequestSeconds(const Problem& problem, const std::vector<StageChoice>& stages);
 
 struct Hop {

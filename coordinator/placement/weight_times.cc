@@ -37,11 +37,13 @@ double WeightTimes::Multiply(double parameters, double tokens, double bytes,
     count += weights;
     total += part_bytes;
     per_token += 2 * weights / (measured > 0 ? measured : flops);
-    if (measured > 0 && rate->pass_gb_per_s > 0) {
+    if (measured <= 0) {
+      once += part_bytes / read;
+    } else if (rate->pass_gb_per_s > 0) {
       once += part_bytes / (rate->pass_gb_per_s * 1e9 * scale);
     }
   }
-  if (count == 0) return 2 * parameters * tokens / flops;
+  if (count == 0) return 2 * parameters * tokens / flops + bytes / read;
   return parameters * tokens * per_token / count + bytes * once / total;
 }
 
