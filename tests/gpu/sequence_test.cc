@@ -179,6 +179,7 @@ void RunAttention(const AttentionCase& c, KvType type, int splits, bool sparse, 
     args.emit.values.bf16 = rounded.get();
     CUDA_OK(Attention(args, nullptr));
     Expect(rounded.Get() == ToBf16(got), "the same result in bf16");
+    args.emit = {};
   }
 
   std::string what = std::to_string(c.heads) + "/" + std::to_string(c.kv_heads) + " heads, " +

@@ -32,7 +32,11 @@ absl::Status DevicePlan::Allocate(std::string_view purpose, bool zero) {
     return absl::ResourceExhaustedError(absl::StrFormat("the GPU has %d MiB free, %s needs %d MiB",
                                                         free >> 20, purpose, bytes_ >> 20));
   }
-  if (zero) RETURN_IF_CUDA(cudaMemset(memory_, 0, bytes_));
+  if (zero) {
+    RETURN_IF_CUDA(cudaMemset(memory_, 0, bytes_));
+    // Streams that do not block do not wait for it.
+    RETURN_IF_CUDA(cudaStreamSynchronize(nullptr));
+  }
   for (const Entry& entry : entries_)
     *entry.pointer = static_cast<std::byte*>(memory_) + entry.offset;
   return absl::OkStatus();
