@@ -70,12 +70,13 @@ absl::Status LoadWeights(const LoadRequest& request, const LoadProgress& progres
 }
 
 // The CPUs of an experts worker's threads. None where its threads and the other workers' outnumber
-// the CPUs (nobody may spin there), or where another worker may have as many and would choose the
-// same: the kernel's scheduler shares a CPU better then.
+// the CPUs (nobody may spin there), where less than two CPUs are left for stages and coordinator (a
+// layer waits for a bound thread that shares its CPU), or where another worker may have as many and
+// would choose the same: the kernel's scheduler shares a CPU better then.
 std::vector<int> PoolCpus(const LoadRequest& request) {
   const int cpus = UsableCpus();
   const int threads = request.threads > 0 ? request.threads : cpus;
-  if (request.spin_us == 0 || 2 * threads <= cpus) return {};
+  if (request.spin_us == 0 || threads + 2 > cpus || 2 * threads <= cpus) return {};
   return SpreadCpus(threads);
 }
 
