@@ -97,8 +97,8 @@ absl::StatusOr<std::vector<std::unique_ptr<Service>>> OpenServices(
   ASSIGN_OR_RETURN(TopologyRequest request,
                    RequestFor(topology, RigAround(topology, std::move(this_host))));
   for (DeploymentWish& wish : request.request.deployments) {
-    wish.depths = questions.depths;
-    wish.prompts = questions.prompts;
+    if (!questions.depths.empty()) wish.depths = questions.depths;
+    if (!questions.prompts.empty()) wish.prompts = questions.prompts;
   }
   ASSIGN_OR_RETURN(*placement, PlanPlacement(request.request));
   std::vector<std::unique_ptr<Service>> services;

@@ -54,7 +54,7 @@ class Service {
   std::thread starter_;
 };
 
-// What plans shall also predict the speed of.
+// What plans shall also predict the speed of; empty: the usual depths and prompts.
 struct SpeedQuestions {
   std::vector<int> depths, prompts;
 };

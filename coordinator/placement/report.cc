@@ -118,8 +118,10 @@ void AppendSpeed(const DeploymentPlacement& d, std::string* out) {
   absl::StrAppendFormat(
       out, "  prefill %.0f tokens/s, a prompt of %d in ubatches of %d, bound by %s\n",
       speed.prefill_tokens_per_s, speed.prompt, d.shape.max_tokens, speed.prefill_bound);
-  absl::StrAppend(out, "  also    decode by depth ", SpeedsText(speed.decode, 1),
-                  "; prefill by length of prompt ", SpeedsText(speed.prefill, 0), "\n");
+  if (!speed.decode.empty() && !speed.prefill.empty()) {
+    absl::StrAppend(out, "  also    decode by depth ", SpeedsText(speed.decode, 1),
+                    "; prefill by length of prompt ", SpeedsText(speed.prefill, 0), "\n");
+  }
   for (const Alternative& a : d.alternatives) {
     if (a.fits) {
       absl::StrAppendFormat(out, "  choice  %s: decode %.1f, prefill %.0f tokens/s\n", a.choice,
