@@ -32,7 +32,7 @@ import threading
 import time
 
 from failure_test import TOKENS, Watch, run
-from one_card import GLM, QWEN, links, model, prompt_of, stage, topology
+from one_card import GLM, QWEN, answers, links, model, prompt_of, stage, topology
 from serving import Server, alive, in_parallel, wait_until
 import serving
 
@@ -117,17 +117,6 @@ def random_prompt(length, seed, tiny):
 
 # --- tokens ---------------------------------------------------------------------------------------
 
-def one_by_one(server, name):
-    """Prompts in one and several chunks, greedy and seeded."""
-    result = []
-    for i, length in enumerate((3, 90, 300)):
-        for temperature in (0, 1):
-            choice = server.complete(name, prompt_of(length, i), 40, temperature=temperature,
-                                     seed=5)["choices"][0]
-            result.append((choice["token_ids"], choice["logprobs"]["token_logprobs"]))
-    return result
-
-
 def hidden_links(server):
     """Of the links that the coordinator tells of, those that carry activations."""
     return [link for link in links(server)
@@ -186,7 +175,7 @@ def tokens(bench):
         idle = bench.memory()
         with Server(text) as server:
             got = {(name, how.__name__): how(server, name)
-                   for name in ("glm", "qwen") for how in (one_by_one, eight_at_once)}
+                   for name in ("glm", "qwen") for how in (answers, eight_at_once)}
             wanted = wanted or got
             different = [" ".join(key) for key in wanted if got[key] != wanted[key]]
             bench.check(not different, what, " and ".join(different))

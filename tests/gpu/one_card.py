@@ -69,6 +69,17 @@ def prompt_of(length, seed=0):
     return [(5 + 37 * i + 101 * seed) % 400 + 3 for i in range(length)]
 
 
+def answers(server, name):
+    """Of prompts in decode steps and in several chunks, at two temperatures."""
+    result = []
+    for i, length in enumerate((3, 90, 300)):
+        for temperature in (0, 1):
+            choice = server.complete(name, prompt_of(length, i), 40, temperature=temperature,
+                                     seed=5)["choices"][0]
+            result.append((choice["token_ids"], choice["logprobs"]["token_logprobs"]))
+    return result
+
+
 def links(server):
     """What the coordinator says of links between workers."""
     return re.findall(r"link (\S+ - \S+: .*)$", server.log(), re.MULTILINE)

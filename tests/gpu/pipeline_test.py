@@ -3,8 +3,7 @@ transport: the same token ids and log-probabilities to the bit. Prints what each
 
 import unittest
 
-from one_card import (EXPERTS, GLM, QWEN, SeparateNcclHosts, links, model, prompt_of, stage,
-                      topology)
+from one_card import EXPERTS, GLM, QWEN, SeparateNcclHosts, answers, links, model, stage, topology
 from serving import Server
 
 # (what, stages of the primary and the sidecar, pinned transport). Cuts of the first fall in front of
@@ -22,17 +21,6 @@ EXPERTS_FORMS = [
     ("two stages over grpc", [stage("0-3", "3"), stage("4-6", "5"), EXPERTS], "grpc"),
     ("two stages over nccl", [stage("0-4", "3"), stage("5-6", "5"), EXPERTS], "nccl"),
 ]
-
-
-def answers(server, name):
-    """Of prompts in decode steps and in several chunks, at two temperatures."""
-    result = []
-    for i, length in enumerate((3, 90, 300)):
-        for temperature in (0, 1):
-            choice = server.complete(name, prompt_of(length, i), 40, temperature=temperature,
-                                     seed=5)["choices"][0]
-            result.append((choice["token_ids"], choice["logprobs"]["token_logprobs"]))
-    return result
 
 
 class PipelineTest(unittest.TestCase):
