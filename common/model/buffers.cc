@@ -96,7 +96,10 @@ uint64_t CudaAttentionBytes(const ModelConfig& c, const LayerConfig& layer, uint
     }
     case AttentionKind::kGatedDeltaNet: {
       const DeltaNetConfig& d = c.delta_net;
-      return rows * (2 * U(d.conv_channels()) + 2 * U(d.inner_dim() + d.num_value_heads)) * kF32 +
+      return rows *
+                 (U(DeltaNetWidth(d)) + U(d.conv_channels()) +
+                  2 * U(d.inner_dim() + d.num_value_heads)) *
+                 kF32 +
              rows * U(d.inner_dim()) * kBf16;
     }
   }
@@ -160,6 +163,10 @@ uint64_t StageBufferBytes(const ModelFacts& model, const DeploymentShape& shape,
 
 int StreamedExpertsRows(const MoeConfig& moe) {
   return std::max(kDecodeRows + 1, kPicksPerExpert * moe.num_experts / std::max(moe.top_k, 1));
+}
+
+int DeltaNetWidth(const DeltaNetConfig& delta) {
+  return std::max(delta.conv_channels(), delta.num_value_heads * (delta.head_dim + kPagePositions));
 }
 
 int ExpertRingSlots(int max_tokens) { return std::clamp(max_tokens / 512, 1, 6) + 2; }

@@ -21,6 +21,10 @@ int StreamedExpertsRows(const MoeConfig& moe);
 // in which PCIe 5 copies 270 KB; and two pieces more, one being read and one being filled.
 uint64_t ExpertRingBytes(const ModelFacts& model, const DeploymentShape& shape);
 int ExpertRingSlots(int max_tokens);
+// Values per row of Gated DeltaNet's inputs on a GPU. The room is used again by longer ubatches for
+// what chunks of 64 tokens need, by head: a row of the size of a key, and its products with the
+// chunk's keys.
+int DeltaNetWidth(const DeltaNetConfig& delta);
 // Rows of MLA's queries that a GPU works on at once; 64 heads in latent space take 0.5 MB of each.
 inline constexpr int kMlaRows = 2048;
 inline constexpr uint64_t kExpertPieceBytes = uint64_t{128} << 20;

@@ -284,7 +284,8 @@ void BenchDeltaNet(int rows) {
       dt(random.Normals(32)), a(std::vector<float>(32, -1));
   Device<float> state(std::vector<float>(32 * 128 * 128, 0.0f)), qkv(size_t(rows) * channels),
       out(size_t(rows) * 4096);
-  Device<int32_t> offset(std::vector<int32_t>{0, rows}), slot(std::vector<int32_t>{0});
+  Device<int32_t> offset(std::vector<int32_t>{0, rows}), slot(std::vector<int32_t>{0}),
+      position(std::vector<int32_t>(rows, 0));
   DeltaNetArgs args{.sequences = 1,
                     .rows = rows,
                     .row_offset = offset.get(),
@@ -293,6 +294,8 @@ void BenchDeltaNet(int rows) {
                     .v_heads = 32,
                     .k_dim = 128,
                     .v_dim = 128,
+                    .longest = rows,
+                    .position = position.get(),
                     .u = u.get(),
                     .conv_weight = w.get(),
                     .conv_state = conv.get(),
@@ -498,7 +501,9 @@ int Main() {
   BenchIndexer(16384, 1);
   BenchIndexer(8192, 1024);
   BenchDeltaNet(1);
+  BenchDeltaNet(64);
   BenchDeltaNet(512);
+  BenchDeltaNet(8192);
   return 0;
 }
 

@@ -384,13 +384,13 @@ struct DeltaNetReference {
   std::vector<double> conv, state;
 };
 
-GPU_TEST(DeltaNetMatchesDoublesAndAnyCutOfTheTokens) {
+GPU_TEST(DeltaNetMatchesDoublesAndAnyCutOfFewTokens) {
   struct Size {
     int kh, vh, dk, dv;
   };
   for (Size z : {Size{16, 32, 128, 128}, Size{2, 4, 64, 64}, Size{1, 3, 32, 48}}) {
     Random random(40);
-    int tokens = 70, channels = 2 * z.kh * z.dk + z.vh * z.dv;
+    int tokens = 60, channels = 2 * z.kh * z.dk + z.vh * z.dv;
     std::vector<float> u = random.Normals(size_t(2) * tokens * channels),
                        w = random.Normals(size_t(channels) * 4, 0.5f);
     std::vector<float> beta = random.Normals(size_t(2) * tokens * z.vh),
@@ -479,6 +479,81 @@ GPU_TEST(DeltaNetMatchesDoublesAndAnyCutOfTheTokens) {
       for (size_t i = 0; i < state_size; ++i) {
         ExpectNear(whole_state[(s == 0 ? 2 : 0) * state_size + i], reference.state[i], 1e-5,
                    "state");
+      }
+    }
+  }
+}
+
+GPU_TEST(DeltaNetChunksMatchDoubles) {
+  struct Size {
+    int kh, vh, dk, dv;
+  };
+  for (Size z : {Size{16, 32, 128, 128}, Size{2, 4, 64, 64}, Size{1, 3, 32, 48}}) {
+    Random random(43);
+    const int channels = 2 * z.kh * z.dk + z.vh * z.dv, out_row = z.vh * z.dv;
+    const size_t state_size = size_t(z.vh) * z.dk * z.dv;
+    // Three sequences in slots 2, 0, 1, the middle one short, go on from an earlier ubatch.
+    struct Part {
+      std::vector<int> rows, positions;
+    };
+    const std::vector<Part> ubatches = {{{3, 1, 70}, {0, 0, 0}}, {{211, 9, 65}, {3, 1, 70}}};
+    std::vector<int32_t> slots = {2, 0, 1};
+    std::vector<float> w = random.Normals(size_t(channels) * 4, 0.5f), dt = random.Normals(z.vh),
+                       a = random.Normals(z.vh);
+    // From heads that forget at once to such that hardly do.
+    for (int v = 0; v < z.vh; ++v) a[v] = -std::abs(a[v]) * std::pow(10.0f, -float(v % 4));
+    Device<float> d_w(w), d_dt(dt), d_a(a),
+        conv(std::vector<float>(size_t(3) * 3 * channels, 0.0f)),
+        state(std::vector<float>(3 * state_size, 0.0f));
+    std::vector<DeltaNetReference> references(3, DeltaNetReference(z.kh, z.vh, z.dk, z.dv));
+    for (const Part& part : ubatches) {
+      std::vector<int32_t> offsets = {0}, positions;
+      for (int s = 0; s < 3; ++s) {
+        for (int i = 0; i < part.rows[s]; ++i) positions.push_back(part.positions[s] + i);
+        offsets.push_back(static_cast<int32_t>(positions.size()));
+      }
+      const int rows = offsets[3];
+      const std::vector<float> u = random.Normals(size_t(rows) * channels),
+                               beta = random.Normals(size_t(rows) * z.vh),
+                               alpha = random.Normals(size_t(rows) * z.vh);
+      std::vector<float> room(size_t(rows) * std::max(channels, z.vh * (z.dk + 64)));
+      std::copy(u.begin(), u.end(), room.begin());
+      Device<float> d_u(room), d_beta(beta), d_alpha(alpha), qkv(u.size()),
+          out(size_t(rows) * out_row);
+      Device<int32_t> d_offsets(offsets), d_slots(slots), d_positions(positions);
+      CUDA_OK(DeltaNet({.sequences = 3,
+                        .rows = rows,
+                        .row_offset = d_offsets.get(),
+                        .slot = d_slots.get(),
+                        .k_heads = z.kh,
+                        .v_heads = z.vh,
+                        .k_dim = z.dk,
+                        .v_dim = z.dv,
+                        .longest = *std::max_element(part.rows.begin(), part.rows.end()),
+                        .position = d_positions.get(),
+                        .u = d_u.get(),
+                        .conv_weight = d_w.get(),
+                        .conv_state = conv.get(),
+                        .beta_logit = d_beta.get(),
+                        .alpha = d_alpha.get(),
+                        .dt_bias = d_dt.get(),
+                        .a = d_a.get(),
+                        .state = state.get(),
+                        .qkv = qkv.get(),
+                        .out = out.get()},
+                       nullptr));
+      const std::vector<float> got = out.Get(), states = state.Get();
+      for (int s = 0; s < 3; ++s) {
+        for (size_t row = offsets[s]; row < size_t(offsets[s + 1]); ++row) {
+          const std::vector<double> o =
+              references[s].Step(u.data() + row * channels, w.data(), beta.data() + row * z.vh,
+                                 alpha.data() + row * z.vh, dt.data(), a.data());
+          for (size_t i = 0; i < o.size(); ++i)
+            ExpectNear(got[row * out_row + i], o[i], 5e-6 + 2e-5 * std::abs(o[i]), "output");
+        }
+        for (size_t i = 0; i < state_size; ++i) {
+          ExpectNear(states[slots[s] * state_size + i], references[s].state[i], 2e-5, "state");
+        }
       }
     }
   }

@@ -311,7 +311,7 @@ void DeviceDeltaNet(CudaRun* run, const DeviceLayer& w, const DeviceLayerCache& 
   const ModelConfig& config = run->config;
   const DeltaNetConfig& delta = config.delta_net;
   const int rows = run->rows, channels = delta.conv_channels(), heads = delta.num_value_heads;
-  float* u = run->Take<float>(Product(rows, channels));
+  float* u = run->Take<float>(Product(rows, DeltaNetWidth(delta)));
   float* z = run->Take<float>(Product(rows, delta.inner_dim()));
   float* beta = run->Take<float>(Product(rows, heads));
   float* alpha = run->Take<float>(Product(rows, heads));
@@ -329,6 +329,8 @@ void DeviceDeltaNet(CudaRun* run, const DeviceLayer& w, const DeviceLayerCache& 
   args.v_heads = heads;
   args.k_dim = delta.head_dim;
   args.v_dim = delta.head_dim;
+  for (const auto& sequence : run->sequences) args.longest = std::max(args.longest, sequence.rows);
+  args.position = run->batch.positions;
   args.u = u;
   args.conv_weight = w.delta_conv;
   args.conv_state = cache.conv;

@@ -1,8 +1,9 @@
-// Gated DeltaNet: short convolution, normalisation of q and k, and the recurrence token by token.
-// The state is read once and written once per ubatch, so a token of a longer ubatch costs no
-// memory traffic of its own; results do not depend on how tokens are cut into ubatches.
+// Gated DeltaNet: short convolution, normalisation of q and k, and, for sequences of few rows, the
+// recurrence token by token. The state is read once and written once per ubatch, so a token of a
+// longer ubatch costs no memory traffic of its own; how such rows are cut into ubatches makes no
+// difference.
 
-#include "worker/kernels/cuda/device.cuh"
+#include "worker/kernels/cuda/delta_net.cuh"
 
 namespace packtrain::cuda {
 namespace {
@@ -83,6 +84,8 @@ __global__ void __launch_bounds__(kThreads) RecurrenceKernel(DeltaNetArgs args, 
   __shared__ __align__(16) Batch batches[2];
   __shared__ float betas[kBatch], decays[kBatch];
   int head = blockIdx.y, s = blockIdx.z;
+  int row = args.row_offset[s], end = args.row_offset[s + 1];
+  if (end - row > kDeltaChunk) return;
   int g = threadIdx.x % kGroups, first_column = blockIdx.x * kColumns;
   int column = first_column + threadIdx.x / kGroups;
   bool valid = column < args.v_dim;
@@ -100,7 +103,6 @@ __global__ void __launch_bounds__(kThreads) RecurrenceKernel(DeltaNetArgs args, 
   int v_at = 2 * args.k_heads * args.k_dim + head * args.v_dim + first_column;
   float a = args.a[head], dt = args.dt_bias[head];
 
-  int row = args.row_offset[s], end = args.row_offset[s + 1];
   float next_beta = 0, next_alpha = 0;
   // One warp copies queries, the other keys, a lane four values of each row; a row's values are
   // copied by four lanes.
@@ -130,9 +132,8 @@ __global__ void __launch_bounds__(kThreads) RecurrenceKernel(DeltaNetArgs args, 
     CopyWait<0>();
     __syncthreads();
     if (threadIdx.x < kBatch) {
-      float x = next_alpha + dt;
       betas[threadIdx.x] = Sigmoid(next_beta);
-      decays[threadIdx.x] = expf(a * (x > 20.0f ? x : log1pf(expf(x))));
+      decays[threadIdx.x] = expf(LogDecay(a, next_alpha, dt));
     }
     __syncthreads();
     if (row + kBatch < end) fetch(row + kBatch, &batches[buffer ^ 1]);
@@ -180,7 +181,7 @@ __global__ void __launch_bounds__(kThreads) RecurrenceKernel(DeltaNetArgs args, 
 
 int DeltaNet(const DeltaNetArgs& args, Stream stream) {
   if (args.k_dim > kMaxK || args.k_dim % 4 != 0 || args.v_dim % 4 != 0 || args.k_heads < 1 ||
-      args.v_heads % args.k_heads != 0) {
+      args.v_heads % args.k_heads != 0 || (args.longest > kDeltaChunk && args.v_dim > kMaxK)) {
     return static_cast<int>(cudaErrorInvalidValue);
   }
   if (args.rows == 0 || args.sequences == 0) return 0;
@@ -190,7 +191,7 @@ int DeltaNet(const DeltaNetArgs& args, Stream stream) {
   NormalizeKernel<<<CeilDiv(args.rows * 2 * args.k_heads, 8), 256, 0, stream>>>(args, channels);
   RecurrenceKernel<<<dim3(CeilDiv(args.v_dim, kColumns), args.v_heads, args.sequences), kThreads, 0,
                      stream>>>(args, channels);
-  return LastLaunch();
+  return args.longest > kDeltaChunk ? DeltaNetChunks(args, channels, stream) : LastLaunch();
 }
 
 }  // namespace packtrain::cuda

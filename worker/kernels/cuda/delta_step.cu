@@ -1,7 +1,7 @@
 // Gated DeltaNet for few rows in one kernel: convolution, normalisation, recurrence, gated norm.
 // Bits as DeltaNet and GatedRmsNorm give.
 
-#include "worker/kernels/cuda/device.cuh"
+#include "worker/kernels/cuda/delta_net.cuh"
 
 namespace packtrain::cuda {
 namespace {
@@ -66,8 +66,8 @@ __global__ void __launch_bounds__(kThreads) StepKernel(const __grid_constant__ S
       a = b, b = d, d = u;
     }
     float beta = Sigmoid(args.beta_logit[static_cast<size_t>(row) * args.v_heads + head]);
-    float x = args.alpha[static_cast<size_t>(row) * args.v_heads + head] + dt;
-    float decay = expf(decay_rate * (x > 20.0f ? x : log1pf(expf(x))));
+    float decay =
+        expf(LogDecay(decay_rate, args.alpha[static_cast<size_t>(row) * args.v_heads + head], dt));
     float z = 0;
     if (tid < args.v_dim)
       z = launch.step.z[(static_cast<size_t>(row) * args.v_heads + head) * args.v_dim + tid];

@@ -407,12 +407,17 @@ struct DeltaNetArgs {
   int k_heads = 0;
   int v_heads = 0;  // V head v uses K head v % k_heads
   int k_dim = 0;    // of a head; <= 128, % 4 == 0
-  int v_dim = 0;    // % 4 == 0
-  const float* u = nullptr;            // [rows, channels] before the convolution
+  int v_dim = 0;    // % 4 == 0; <= 128 for longer sequences
+  // Longer sequences than 64 rows go by chunks, which differs from token by token in rounding. They
+  // need the rows' positions and u and beta_logit, which they overwrite.
+  int longest = 0;                     // rows of a sequence
+  const int32_t* position = nullptr;   // [rows] device
+  float* u = nullptr;                  // [rows, channels] before the convolution, with room for
+                                       // rows * max(channels, v_heads (k_dim + 64)) values;
                                        // channels = 2 k_heads k_dim + v_heads v_dim
   const float* conv_weight = nullptr;  // [channels, 4]
   float* conv_state = nullptr;         // [slots, 3, channels], oldest first
-  const float* beta_logit = nullptr;   // [rows, v_heads]
+  float* beta_logit = nullptr;         // [rows, v_heads]
   const float* alpha = nullptr;        // [rows, v_heads]
   const float* dt_bias = nullptr;      // [v_heads]
   const float* a = nullptr;            // [v_heads], negative
