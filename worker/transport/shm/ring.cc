@@ -10,6 +10,8 @@ namespace {
 
 constexpr uint64_t kMagic = 0x31474e4952545026;
 constexpr size_t kHeaderBytes = 4096;
+// The reader copies a piece out while the next one is copied in.
+constexpr uint64_t kPieceBytes = 1 << 20;
 
 }  // namespace
 
@@ -65,11 +67,16 @@ absl::Status ShmRing::Write(const void* data, size_t bytes, Deadline deadline) {
     }
     if (used >= capacity_) continue;
     const uint64_t offset = position_ % capacity_;
-    const size_t piece = std::min<uint64_t>({bytes, capacity_ - used, capacity_ - offset});
+    const size_t piece =
+        std::min<uint64_t>({bytes, capacity_ - used, capacity_ - offset, kPieceBytes});
     std::memcpy(bytes_ + offset, from, piece);
     from += piece;
     bytes -= piece;
     position_ += piece;
+    if (piece == kPieceBytes) {
+      header_->written.store(position_, std::memory_order_seq_cst);
+      if (header_->data.sleepers.load(std::memory_order_seq_cst) != 0) header_->data.Notify();
+    }
   }
   return absl::OkStatus();
 }
@@ -108,7 +115,8 @@ absl::Status ShmRing::Read(void* data, size_t bytes, Deadline deadline) {
     to += piece;
     bytes -= piece;
     position_ += piece;
-    header_->read.store(position_, std::memory_order_release);
+    // Sequentially consistent, as a writer's look before it sleeps: it must not be missed.
+    header_->read.store(position_, std::memory_order_seq_cst);
     // A writer sleeps only when the ring is full; waking it per piece would cost a call each.
     if (header_->space.sleepers.load(std::memory_order_seq_cst) != 0) header_->space.Notify();
   }

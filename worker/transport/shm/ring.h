@@ -36,7 +36,8 @@ class ShmRing {
   // How much Write can take now without waiting; 0 if closed.
   size_t room() const;
 
-  // Makes written bytes visible to the reader. Write does so too whenever the ring is full.
+  // Makes written bytes visible to the reader. Write does so too with every full piece and whenever
+  // the ring is full.
   void Flush();
 
   // Any thread, any number of times: both sides' calls end with UNAVAILABLE, but bytes written

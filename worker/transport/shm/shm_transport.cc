@@ -18,10 +18,10 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-// Room for two bundles, so that a sender need not wait for a receiver that is one step behind;
-// larger bundles pass in pieces.
+// Room for two bundles of decode steps, so that a sender need not wait for a receiver that is one
+// step behind. Larger bundles pass in pieces; the ring stays in the processors' caches.
 constexpr size_t kRingBytesMin = 256 << 10;
-constexpr size_t kRingBytesMax = 64 << 20;
+constexpr size_t kRingBytesMax = 4 << 20;
 // What is copied sooner than another thread has woken up to do it.
 constexpr size_t kTrySendBytesMax = 256 << 10;
 
