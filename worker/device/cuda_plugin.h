@@ -49,6 +49,9 @@ struct CudaPlugin {
   std::string (*bus_id)(int device);
   // See worker/device/cuda/copy_meter.h.
   absl::StatusOr<double> (*measure_copies)(int device, size_t bytes);
+  // Page-locks memory of the host for the device's copies. It stays as it was if that fails.
+  void (*pin_host)(int device, void* data, size_t bytes);
+  void (*unpin_host)(int device, void* data);
   // Of the NCCL that this machine has, "2.28.9"; empty if it has none or this library was built
   // without it.
   std::string (*nccl_version)();

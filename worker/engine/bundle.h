@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "worker/engine/bundle_memory.h"
 
 namespace packtrain {
 
@@ -35,7 +36,7 @@ struct BundleTensor {
   ElementType type = ElementType::kF32;
   uint32_t rows = 0;
   uint32_t cols = 0;
-  std::vector<std::byte> data;  // rows * cols elements, row-major
+  std::vector<std::byte, BundleAllocator<std::byte>> data;  // rows * cols elements, row-major
   // Not null: they lie here instead, in the memory of this worker's GPU; borrowed.
   std::byte* device = nullptr;
 

@@ -10,6 +10,7 @@
 #include "common/model/weight_source.h"
 #include "common/weights/gguf.h"
 #include "worker/device/cuda_plugin.h"
+#include "worker/engine/bundle_memory.h"
 #include "worker/server/device_name.h"
 #include "worker/server/load_bill.h"
 #include "worker/server/sampling_functions.h"
@@ -62,6 +63,8 @@ absl::StatusOr<LoadedModel> LoadCudaModel(const LoadRequest& request, ExpertsCli
         absl::StrFormat("an experts worker needs the device cpu, not %s", request.device));
   }
   ASSIGN_OR_RETURN(const CudaPlugin* plugin, LoadCudaPlugin());
+  SetBundlePinning({.pin = [=](void* data, size_t n) { plugin->pin_host(ordinal, data, n); },
+                    .unpin = [=](void* data) { plugin->unpin_host(ordinal, data); }});
   auto model = std::make_shared<CudaModel>();
   ASSIGN_OR_RETURN(model->file, GgufFile::Open(request.model_path));
   ASSIGN_OR_RETURN(model->config, ReadModelConfig(*model->file));

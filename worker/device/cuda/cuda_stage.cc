@@ -263,10 +263,8 @@ size_t CudaStage::MeasureScratch() {
 }
 
 absl::Status CudaStage::AllocateHost() {
-  const int rows = spec_.max_tokens;
-  const size_t bundle = Product(rows, config_.hidden_dim + config_.indexer.top_k) * 4;
   const size_t copies = 2 * kMaxPageCopies * sizeof(int32_t);
-  ASSIGN_OR_RETURN(staging_, PinnedMemory::Allocate(BatchBytes() + bundle + copies + 2 * 64));
+  ASSIGN_OR_RETURN(staging_, PinnedMemory::Allocate(std::max(BatchBytes(), copies)));
   if (spec_.has_head) {
     ASSIGN_OR_RETURN(logits_host_, PinnedMemory::Allocate(Product(kDecodeRows, config_.vocab_size) *
                                                           sizeof(float)));
@@ -430,10 +428,9 @@ void CudaStage::PrepareState(const Ubatch& ubatch) {
 
 absl::Status CudaStage::ReadBundle(const Ubatch& ubatch, const Bundle& in) {
   const BundleTensor& tensor = *in.Find(kHidden);
-  std::byte* pinned = staging_->data() + staging_->bytes() - tensor.data.size();
-  if (tensor.device == nullptr) std::memcpy(pinned, tensor.data.data(), tensor.data.size());
-  LAUNCH(&run_, cudaMemcpyAsync(hidden_, tensor.device == nullptr ? pinned : tensor.device,
-                                tensor.bytes(), cudaMemcpyDefault, run_.stream));
+  LAUNCH(&run_,
+         cudaMemcpyAsync(hidden_, tensor.device == nullptr ? tensor.data.data() : tensor.device,
+                         tensor.bytes(), cudaMemcpyDefault, run_.stream));
   if (!SelectionCrosses(spec_.first_layer) || !run_.sparse()) return absl::OkStatus();
   // From outside: only visible positions may be looked at.
   const BundleTensor& chosen = *in.Find(kSelection);
@@ -453,10 +450,8 @@ absl::Status CudaStage::ReadBundle(const Ubatch& ubatch, const Bundle& in) {
       }
     }
   }
-  pinned -= (chosen.data.size() + 63) / 64 * 64;
-  std::memcpy(pinned, chosen.data.data(), chosen.data.size());
-  LAUNCH(&run_, cudaMemcpyAsync(run_.selection, pinned, chosen.data.size(), cudaMemcpyHostToDevice,
-                                run_.stream));
+  LAUNCH(&run_, cudaMemcpyAsync(run_.selection, chosen.data.data(), chosen.data.size(),
+                                cudaMemcpyHostToDevice, run_.stream));
   return absl::OkStatus();
 }
 
@@ -606,40 +601,30 @@ absl::Status CudaStage::WriteBundle(const Ubatch& ubatch, Bundle* out) {
   const auto rows = static_cast<uint32_t>(run_.rows);
   const auto cols = static_cast<uint32_t>(config_.hidden_dim);
   const size_t hidden_bytes = Product(run_.rows, config_.hidden_dim) * sizeof(float);
-  const bool on_device = out->device_memory.size() >= hidden_bytes;
-  std::byte* pinned = staging_->data();
-  LAUNCH(&run_, cudaMemcpyAsync(on_device ? out->device_memory.data() : pinned, hidden_,
-                                hidden_bytes, cudaMemcpyDefault, run_.stream));
   const bool crosses = SelectionCrosses(spec_.last_layer);
-  const size_t chosen_bytes = Product(run_.rows, config_.indexer.top_k) * sizeof(int32_t);
-  const bool sparse = crosses && run_.sparse();
-  std::byte* chosen_pinned = pinned + (hidden_bytes + 63) / 64 * 64;
-  if (sparse) {
-    LAUNCH(&run_, cudaMemcpyAsync(chosen_pinned, run_.selection, chosen_bytes,
+  const auto top_k = static_cast<uint32_t>(config_.indexer.top_k);
+  out->tensors.resize(crosses ? 2 : 1);
+  std::byte* hidden = out->device_memory.data();
+  if (out->device_memory.size() >= hidden_bytes) {
+    out->ShapeOnDevice(0, kHidden, ElementType::kF32, rows, cols, hidden);
+  } else {
+    hidden = out->Shape(0, kHidden, ElementType::kF32, rows, cols)->data.data();
+  }
+  LAUNCH(&run_, cudaMemcpyAsync(hidden, hidden_, hidden_bytes, cudaMemcpyDefault, run_.stream));
+  BundleTensor* chosen =
+      crosses ? out->Shape(1, kSelection, ElementType::kI32, rows, top_k) : nullptr;
+  if (crosses && run_.sparse()) {
+    LAUNCH(&run_, cudaMemcpyAsync(chosen->data.data(), run_.selection, chosen->data.size(),
                                   cudaMemcpyDeviceToHost, run_.stream));
   }
   Finish();
   RETURN_IF_ERROR(run_.status);
-  out->tensors.resize(crosses ? 2 : 1);
-  if (on_device) {
-    out->ShapeOnDevice(0, kHidden, ElementType::kF32, rows, cols, out->device_memory.data());
-  } else {
-    std::memcpy(out->Shape(0, kHidden, ElementType::kF32, rows, cols)->data.data(), pinned,
-                hidden_bytes);
-  }
-  if (!crosses) return absl::OkStatus();
-  BundleTensor* chosen = out->Shape(1, kSelection, ElementType::kI32, rows,
-                                    static_cast<uint32_t>(config_.indexer.top_k));
-  if (sparse) {
-    std::memcpy(chosen->data.data(), chosen_pinned, chosen_bytes);
-    return absl::OkStatus();
-  }
+  if (!crosses || run_.sparse()) return absl::OkStatus();
   size_t row = 0;
   for (const UbatchSequence& sequence : ubatch.sequences) {
     for (int32_t i = 0; i < sequence.rows; ++i, ++row) {
       for (int32_t k = 0; k < config_.indexer.top_k; ++k) {
-        chosen->i32()[row * static_cast<size_t>(config_.indexer.top_k) + static_cast<size_t>(k)] =
-            k <= sequence.start + i ? k : -1;
+        chosen->i32()[row * top_k + static_cast<size_t>(k)] = k <= sequence.start + i ? k : -1;
       }
     }
   }

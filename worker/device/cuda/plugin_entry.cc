@@ -13,11 +13,27 @@
 namespace packtrain {
 namespace {
 
+void PinHost(int device, void* data, size_t bytes) {
+  // This thread's first calls would set up the first device otherwise.
+  cudaSetDevice(device);
+  cudaHostRegister(data, bytes, cudaHostRegisterPortable);
+  static_cast<void>(cudaGetLastError());
+}
+
+void UnpinHost(int device, void* data) {
+  cudaSetDevice(device);
+  cudaHostUnregister(data);
+  static_cast<void>(cudaGetLastError());
+}
+
 absl::StatusOr<std::unique_ptr<Stage>> CreateStage(const ModelConfig& config,
                                                    const ModelTensors& tensors,
                                                    const WeightSource& source,
                                                    const StageSpec& spec,
                                                    const CudaStageOptions& options) {
+  SetBundlePinning(
+      {.pin = [device = options.device](void* data, size_t n) { PinHost(device, data, n); },
+       .unpin = [device = options.device](void* data) { UnpinHost(device, data); }});
   auto stage = CudaStage::Create(config, tensors, source, spec, options);
   if (!stage.ok()) return stage.status();
   return std::move(stage).value();
@@ -46,6 +62,8 @@ packtrain_cuda_plugin() {
       .probe = &packtrain::ProbeGpus,
       .bus_id = &packtrain::BusId,
       .measure_copies = &packtrain::MeasureCopies,
+      .pin_host = &packtrain::PinHost,
+      .unpin_host = &packtrain::UnpinHost,
       .nccl_version = &packtrain::NcclVersion,
 #ifdef PACKTRAIN_NCCL
       .make_nccl_transport = &packtrain::MakeNcclTransport,
