@@ -152,15 +152,17 @@ v1::CoordinatorMessage MeasureMessage(const DeploymentPlan& plan, const v1::Peer
 }
 
 v1::CoordinatorMessage ConnectMessage(const FleetWorker& worker,
-                                      const std::vector<FleetWorker*>& all, const LinkNames& names,
-                                      uint64_t epoch, std::chrono::milliseconds step_timeout) {
+                                      const std::vector<FleetWorker*>& all,
+                                      const LinkChoices& choices, uint64_t epoch,
+                                      std::chrono::milliseconds step_timeout) {
   v1::CoordinatorMessage message;
   v1::Connect* connect = message.mutable_connect();
   connect->set_epoch(epoch);
   connect->set_step_timeout_ms(static_cast<uint32_t>(step_timeout.count()));
-  const auto fill = [](v1::Link* link, const FleetWorker& peer, const std::string& transport) {
+  const auto fill = [](v1::Link* link, const FleetWorker& peer, const LinkChoice& choice) {
     *link->mutable_peer() = peer.peer();
-    link->set_transport(transport);
+    link->set_transport(choice.transport);
+    link->set_direct_from_bytes(choice.direct_from_bytes);
   };
   FleetWorker* first = nullptr;
   FleetWorker* last = nullptr;
@@ -169,24 +171,24 @@ v1::CoordinatorMessage ConnectMessage(const FleetWorker& worker,
     if (first == nullptr) first = w;
     last = w;
   }
-  for (const auto& [pair, transport] : names) {
+  for (const auto& [pair, choice] : choices) {
     const auto& [from, to] = pair;
     const bool sends = from == &worker;
     if (!sends && to != &worker) continue;
     if (!to->stage()) {
       if (sends) {
         v1::Connect::ExpertsLink* experts = connect->add_experts();
-        fill(experts->mutable_link(), *to, transport);
+        fill(experts->mutable_link(), *to, choice);
         for (const LayerRange& r : to->plan().expert_layers) SetRange(r, experts->add_layers());
       } else {
-        fill(connect->add_clients(), *from, transport);
+        fill(connect->add_clients(), *from, choice);
       }
     } else if (from == last && to == first) {
       fill(sends ? connect->mutable_tokens_to() : connect->mutable_tokens_from(),
-           sends ? *to : *from, transport);
+           sends ? *to : *from, choice);
     } else {
       fill(sends ? connect->mutable_downstream() : connect->mutable_upstream(), sends ? *to : *from,
-           transport);
+           choice);
     }
   }
   return message;

@@ -11,12 +11,13 @@
 
 #include "absl/status/status.h"
 #include "coordinator/fleet/fleet_worker.h"
+#include "coordinator/fleet/link_choice.h"
 #include "coordinator/placement/plan.h"
 
 namespace packtrain {
 
 // The chosen transport of each pair that is to be joined: (stage, next stage) and (stage, experts).
-using LinkNames = std::map<std::pair<FleetWorker*, FleetWorker*>, std::string>;
+using LinkChoices = std::map<std::pair<FleetWorker*, FleetWorker*>, LinkChoice>;
 
 // Payload of a hop that carries one token.
 uint64_t DecodeBytes(const DeploymentPlan& plan);
@@ -38,7 +39,8 @@ v1::CoordinatorMessage LoadMessage(const DeploymentPlan& plan, const FleetWorker
 v1::CoordinatorMessage MeasureMessage(const DeploymentPlan& plan, const v1::PeerInfo& peer,
                                       bool initiator, const std::vector<std::string>& transports);
 v1::CoordinatorMessage ConnectMessage(const FleetWorker& worker,
-                                      const std::vector<FleetWorker*>& all, const LinkNames& names,
-                                      uint64_t epoch, std::chrono::milliseconds step_timeout);
+                                      const std::vector<FleetWorker*>& all,
+                                      const LinkChoices& choices, uint64_t epoch,
+                                      std::chrono::milliseconds step_timeout);
 
 }  // namespace packtrain

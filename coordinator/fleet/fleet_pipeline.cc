@@ -344,13 +344,13 @@ class FleetPipeline::Impl {
   }
 
   // Which transport joins two workers; measured once per pair.
-  absl::StatusOr<std::string> Choose(FleetWorker* a, FleetWorker* b, LinkUse use) {
+  absl::StatusOr<LinkChoice> Choose(FleetWorker* a, FleetWorker* b, LinkUse use) {
     const auto key = std::pair(a->name(), b->name());
     if (const auto it = choices_.find(key); it != choices_.end()) return it->second;
     ASSIGN_OR_RETURN(
         const std::vector<std::string> candidates,
         CandidateTransports(a->peer(), a->name(), b->peer(), b->name(), plan_.links, use));
-    std::string chosen = candidates.front();
+    LinkChoice chosen{candidates.front()};
     std::string times;
     if (candidates.size() > 1) {
       ASSIGN_OR_RETURN(const v1::HopMeasured measured, Measure(a, b, candidates));
@@ -360,7 +360,8 @@ class FleetPipeline::Impl {
                               t.one_way_us());
       }
     }
-    spdlog::info("{}: link {} - {}: {}{}", plan_.name, a->name(), b->name(), chosen, times);
+    spdlog::info("{}: link {} - {}: {}{}", plan_.name, a->name(), b->name(), chosen.ToString(),
+                 times);
     choices_[key] = chosen;
     return chosen;
   }
@@ -386,12 +387,12 @@ class FleetPipeline::Impl {
       all.push_back(worker.get());
       if (worker->stage()) stages.push_back(worker.get());
     }
-    LinkNames names;
+    LinkChoices choices;
     for (size_t i = 0; i < stages.size(); ++i) {
       FleetWorker* next = stages[(i + 1) % stages.size()];
       if (next == stages[i]) continue;
       ASSIGN_OR_RETURN(
-          names[std::pair(stages[i], next)],
+          choices[std::pair(stages[i], next)],
           Choose(stages[i], next, next == stages.front() ? LinkUse::kHost : LinkUse::kActivations));
     }
     for (FleetWorker* w : all) {
@@ -403,11 +404,11 @@ class FleetPipeline::Impl {
                                              plan_.links, LinkUse::kHost));
         const std::string chosen = candidates.front() == "shm" ? "mailbox" : candidates.front();
         spdlog::info("{}: experts {} - {}: {}", plan_.name, stage->name(), w->name(), chosen);
-        names[std::pair(stage, w)] = chosen;
+        choices[std::pair(stage, w)] = {chosen};
       }
     }
     for (FleetWorker* w : all) {
-      w->connection()->Begin(ConnectMessage(*w, all, names, epoch_, options_.step_timeout),
+      w->connection()->Begin(ConnectMessage(*w, all, choices, epoch_, options_.step_timeout),
                              v1::WorkerMessage::kConnected);
     }
     RETURN_IF_ERROR(FinishAll(all, kConnectTimeout));
@@ -587,7 +588,7 @@ class FleetPipeline::Impl {
   // The supervisor's own.
   std::string directory_;
   std::vector<std::unique_ptr<FleetWorker>> workers_;
-  std::map<std::pair<std::string, std::string>, std::string> choices_;
+  std::map<std::pair<std::string, std::string>, LinkChoice> choices_;
   std::atomic<int> replacements_{0};
 
   Mutex submit_mutex_;

@@ -9,6 +9,10 @@
 namespace packtrain {
 namespace {
 
+// Times that differ by less are the same.
+constexpr double kTie = 1.05;
+constexpr char kNccl[] = "nccl";
+
 bool Matches(const LinkPin& pin, const std::string& a, const std::string& b) {
   const auto is = [](const std::string& pattern, const std::string& name) {
     return pattern == "*" || pattern == name;
@@ -36,14 +40,14 @@ absl::StatusOr<std::vector<std::string>> CandidateTransports(
   const bool joined = same_host || (reachable(a) && reachable(b));
   if (use == LinkUse::kActivations && joined && !a.nccl().empty() && a.nccl() == b.nccl() &&
       a.gpu() != b.gpu()) {
-    candidates.emplace_back("nccl");
+    candidates.emplace_back(kNccl);
   }
   if (same_host) candidates.emplace_back("shm");
   if (joined) candidates.emplace_back("grpc");
   for (const LinkPin& pin : pins) {
     if (!Matches(pin, a_name, b_name)) continue;
     // What lies in host memory goes by one of the others.
-    if (pin.transport == "nccl" && use == LinkUse::kHost) continue;
+    if (pin.transport == kNccl && use == LinkUse::kHost) continue;
     if (std::find(candidates.begin(), candidates.end(), pin.transport) == candidates.end()) {
       return absl::InvalidArgumentError(
           absl::StrFormat("link between %s and %s is pinned to '%s', which cannot join them",
@@ -59,9 +63,13 @@ absl::StatusOr<std::vector<std::string>> CandidateTransports(
   return candidates;
 }
 
-std::string FastestTransport(const std::vector<std::string>& candidates,
-                             const v1::HopMeasured& measured, uint64_t decode_bytes) {
-  constexpr double kTie = 1.05;
+std::string LinkChoice::ToString() const {
+  if (direct_from_bytes == 0) return transport;
+  return absl::StrFormat("%s from %d bytes on", transport, direct_from_bytes);
+}
+
+LinkChoice FastestTransport(const std::vector<std::string>& candidates,
+                            const v1::HopMeasured& measured, uint64_t decode_bytes) {
   uint64_t largest = 0;
   double best = std::numeric_limits<double>::infinity();
   for (const v1::HopMeasured::Time& t : measured.times()) {
@@ -78,7 +86,17 @@ std::string FastestTransport(const std::vector<std::string>& candidates,
       chosen_time = time;
     }
   }
-  return chosen;
+  if (candidates.front() != kNccl || chosen == kNccl ||
+      TimeOf(measured, kNccl, largest) * kTie >= chosen_time) {
+    return {chosen};
+  }
+  // Both take a time that grows evenly with the size; from where the two lines cross nccl wins.
+  const double behind =
+      TimeOf(measured, kNccl, decode_bytes) - TimeOf(measured, chosen, decode_bytes);
+  const double ahead = chosen_time - TimeOf(measured, kNccl, largest);
+  const double share = behind / (behind + ahead);
+  return {kNccl, decode_bytes + 1 +
+                     static_cast<uint64_t>(share * static_cast<double>(largest - decode_bytes))};
 }
 
 }  // namespace packtrain

@@ -28,9 +28,18 @@ absl::StatusOr<std::vector<std::string>> CandidateTransports(
     const v1::PeerInfo& a, const std::string& a_name, const v1::PeerInfo& b,
     const std::string& b_name, const std::vector<LinkPin>& pins, LinkUse use);
 
+struct LinkChoice {
+  std::string transport;
+  // With nccl: bundles of fewer bytes go by the transport that carries the rest of it.
+  uint64_t direct_from_bytes = 0;
+
+  std::string ToString() const;
+};
+
 // The fastest for `decode_bytes`; those within 5 % of it are told apart by their time for the
-// largest size measured, then by their order in `candidates`.
-std::string FastestTransport(const std::vector<std::string>& candidates,
-                             const v1::HopMeasured& measured, uint64_t decode_bytes);
+// largest size measured, then by their order in `candidates`. Where nccl is not the fastest for
+// decode_bytes but is for the largest size, it takes bundles from the size on at which it wins.
+LinkChoice FastestTransport(const std::vector<std::string>& candidates,
+                            const v1::HopMeasured& measured, uint64_t decode_bytes);
 
 }  // namespace packtrain

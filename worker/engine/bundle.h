@@ -55,12 +55,17 @@ struct Bundle {
   // Of this worker's GPU, lent by the link that will send the bundle, for tensors that a stage has
   // there anyway. Empty: all tensors lie in `data`.
   std::span<std::byte> device_memory;
+  size_t device_from_bytes = 0;  // tensors of fewer bytes lie in `data` all the same
 
   const BundleTensor* Find(std::string_view name) const {
     for (const BundleTensor& t : tensors) {
       if (t.name == name) return &t;
     }
     return nullptr;
+  }
+  // Whether a tensor of so many bytes belongs into device_memory.
+  bool OnDevice(size_t bytes) const {
+    return bytes >= device_from_bytes && bytes <= device_memory.size();
   }
   // Resizes tensor number `index`, keeping its memory.
   BundleTensor* Shape(size_t index, std::string_view name, ElementType type, uint32_t rows,

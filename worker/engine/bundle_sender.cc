@@ -5,11 +5,13 @@
 namespace packtrain {
 
 BundleSender::BundleSender(std::unique_ptr<SendLink> link, std::chrono::milliseconds timeout,
+                           size_t direct_from_bytes,
                            std::function<void(const absl::Status&)> on_error)
     : link_(std::move(link)), timeout_(timeout), on_error_(std::move(on_error)) {
   for (int i = 0; i < kBundlesInFlight; ++i) {
     bundles_.push_back(std::make_unique<Bundle>());
     link_->Lend(bundles_.back().get());
+    bundles_.back()->device_from_bytes = direct_from_bytes;
     free_.push_back(bundles_.back().get());
   }
   thread_ = std::thread([this] { Run(); });

@@ -17,9 +17,10 @@ namespace packtrain {
 
 class BundleSender {
  public:
-  // `on_error` is called by the sending thread when the link breaks; bundles are dropped from then.
+  // `direct_from_bytes`: Bundle::device_from_bytes of all bundles. `on_error` is called by the
+  // sending thread when the link breaks; bundles are dropped from then.
   BundleSender(std::unique_ptr<SendLink> link, std::chrono::milliseconds timeout,
-               std::function<void(const absl::Status&)> on_error);
+               size_t direct_from_bytes, std::function<void(const absl::Status&)> on_error);
   // Drops what was not sent.
   ~BundleSender();
 

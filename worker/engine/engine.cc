@@ -78,7 +78,8 @@ class Engine::Impl {
     auto out = downstream ? std::move(links.downstream) : std::move(links.tokens_to);
     if (out != nullptr) {
       sender_ = std::make_unique<BundleSender>(
-          std::move(out), options.step_timeout, [this, downstream](const absl::Status& status) {
+          std::move(out), options.step_timeout, options.direct_from_bytes,
+          [this, downstream](const absl::Status& status) {
             ReportLink(downstream ? "downstream" : "tokens_to", status);
           });
     }

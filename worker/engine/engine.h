@@ -53,6 +53,7 @@ struct EngineOptions {
   bool last = true;
   int num_slots = 0;
   std::chrono::milliseconds step_timeout{60'000};
+  size_t direct_from_bytes = 0;  // Bundle::device_from_bytes of what goes downstream
 };
 
 // A message that may wait for the next one costs its reader no wake-up of its own.

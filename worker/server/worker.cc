@@ -301,6 +301,7 @@ class Worker::Impl {
     options.last = !connect.has_downstream();
     options.num_slots = spec.num_slots;
     options.step_timeout = timeout_;
+    options.direct_from_bytes = connect.downstream().direct_from_bytes();
     if (options.first == options.last ? connect.has_tokens_to() || connect.has_tokens_from()
                                       : connect.has_tokens_to() == options.first ||
                                             connect.has_tokens_from() == options.last) {

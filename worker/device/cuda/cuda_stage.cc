@@ -605,7 +605,7 @@ absl::Status CudaStage::WriteBundle(const Ubatch& ubatch, Bundle* out) {
   const auto top_k = static_cast<uint32_t>(config_.indexer.top_k);
   out->tensors.resize(crosses ? 2 : 1);
   std::byte* hidden = out->device_memory.data();
-  if (out->device_memory.size() >= hidden_bytes) {
+  if (out->OnDevice(hidden_bytes)) {
     out->ShapeOnDevice(0, kHidden, ElementType::kF32, rows, cols, hidden);
   } else {
     hidden = out->Shape(0, kHidden, ElementType::kF32, rows, cols)->data.data();

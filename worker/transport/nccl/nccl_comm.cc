@@ -108,9 +108,8 @@ absl::Status NcclComm::Begun(int code, std::string_view what, Clock::time_point 
 absl::Status NcclComm::Finish(std::string_view what, Clock::time_point deadline) {
   static const absl::StatusOr<WriteWord> write_word = FindWriteWord();
   if (!write_word.ok()) return Abort(write_word.status());
-  const CUresult code =
-      (*write_word)(stream_, reinterpret_cast<CUdeviceptr>(done_), ++calls_,
-                    CU_STREAM_WRITE_VALUE_DEFAULT);
+  const CUresult code = (*write_word)(stream_, reinterpret_cast<CUdeviceptr>(done_), ++calls_,
+                                      CU_STREAM_WRITE_VALUE_DEFAULT);
   if (code != CUDA_SUCCESS) {
     return Abort(absl::InternalError(
         absl::StrFormat("CUDA: error %d in cuStreamWriteValue32 behind %s", code, what)));

@@ -59,6 +59,11 @@ class NcclSendLink : public SendLink {
     if (!status.ok()) Close();
     return status;
   }
+  bool TrySend(const Bundle& bundle) override {
+    if (bundle.epoch < epoch_ || !InHostMemory(bundle) || !carrier_->TrySend(bundle)) return false;
+    Count(bundle);
+    return true;
+  }
   void Close() override {
     closed_ = true;
     carrier_->Close();
@@ -66,16 +71,30 @@ class NcclSendLink : public SendLink {
   LinkStats stats() const override { return {bundles_.load(), bytes_.load()}; }
 
  private:
+  static bool InHostMemory(const Bundle& bundle) {
+    return std::all_of(bundle.tensors.begin(), bundle.tensors.end(),
+                       [](const BundleTensor& t) { return t.device == nullptr; });
+  }
+  void Count(const Bundle& bundle) {
+    uint64_t bytes = 0;
+    for (const BundleTensor& t : bundle.tensors) bytes += t.bytes();
+    bundles_.fetch_add(1, std::memory_order_relaxed);
+    bytes_.fetch_add(bytes, std::memory_order_relaxed);
+  }
+
   absl::Status SendAll(const Bundle& bundle, Clock::time_point deadline) {
+    if (InHostMemory(bundle)) {
+      RETURN_IF_ERROR(carrier_->Send(bundle, deadline));
+      Count(bundle);
+      return absl::OkStatus();
+    }
     envelope_.epoch = bundle.epoch;
     envelope_.step_id = bundle.step_id;
     envelope_.error = bundle.error;
     envelope_.tensors.resize(bundle.tensors.size());
     std::vector<int32_t> on_device;
-    size_t bytes = 0;
     for (size_t i = 0; i < bundle.tensors.size(); ++i) {
       const BundleTensor& t = bundle.tensors[i];
-      bytes += t.bytes();
       if (t.device == nullptr) {
         envelope_.tensors[i] = t;
         continue;
@@ -84,18 +103,15 @@ class NcclSendLink : public SendLink {
       on_device.push_back(static_cast<int32_t>(i));
       on_device.push_back(static_cast<int32_t>(t.rows));
     }
-    if (!on_device.empty()) {
-      BundleTensor* rows = envelope_.Shape(bundle.tensors.size(), kRows, ElementType::kI32,
-                                           static_cast<uint32_t>(on_device.size() / 2), 2);
-      std::memcpy(rows->data.data(), on_device.data(), rows->data.size());
-    }
+    BundleTensor* rows = envelope_.Shape(bundle.tensors.size(), kRows, ElementType::kI32,
+                                         static_cast<uint32_t>(on_device.size() / 2), 2);
+    std::memcpy(rows->data.data(), on_device.data(), rows->data.size());
     RETURN_IF_ERROR(carrier_->Send(envelope_, deadline));
     for (const BundleTensor& t : bundle.tensors) {
       if (t.device == nullptr || t.bytes() == 0) continue;
       RETURN_IF_ERROR(comm_->Send(t.device, t.bytes(), deadline));
     }
-    bundles_.fetch_add(1, std::memory_order_relaxed);
-    bytes_.fetch_add(bytes, std::memory_order_relaxed);
+    Count(bundle);
     return absl::OkStatus();
   }
 

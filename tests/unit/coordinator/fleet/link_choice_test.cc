@@ -95,7 +95,7 @@ TEST(FastestTransportTest, TheTimeOfOneTokenDecides) {
   Add(&measured, "shm", 100000, 100);
   Add(&measured, "grpc", 100, 40);
   Add(&measured, "grpc", 100000, 900);
-  EXPECT_EQ(FastestTransport({"shm", "grpc"}, measured, 100), "grpc");
+  EXPECT_EQ(FastestTransport({"shm", "grpc"}, measured, 100).transport, "grpc");
 }
 
 TEST(FastestTransportTest, ATieIsDecidedByTheLargestSizeAndThenByTheOrder) {
@@ -104,13 +104,31 @@ TEST(FastestTransportTest, ATieIsDecidedByTheLargestSizeAndThenByTheOrder) {
   Add(&measured, "shm", 100000, 900);
   Add(&measured, "grpc", 100, 51);
   Add(&measured, "grpc", 100000, 300);
-  EXPECT_EQ(FastestTransport({"shm", "grpc"}, measured, 100), "grpc");
+  EXPECT_EQ(FastestTransport({"shm", "grpc"}, measured, 100).transport, "grpc");
   measured.mutable_times(3)->set_one_way_us(890);
-  EXPECT_EQ(FastestTransport({"shm", "grpc"}, measured, 100), "shm");
+  EXPECT_EQ(FastestTransport({"shm", "grpc"}, measured, 100).transport, "shm");
+}
+
+TEST(FastestTransportTest, NcclTakesWhatIsLargeEnough) {
+  v1::HopMeasured measured;
+  Add(&measured, "nccl", 100, 90);
+  Add(&measured, "nccl", 100100, 190);
+  Add(&measured, "shm", 100, 40);
+  Add(&measured, "shm", 100100, 1040);
+  // 90 + x / 1000 and 40 + x / 100, x beyond 100 bytes, meet at x = 50 000 / 9.
+  const LinkChoice both = FastestTransport({"nccl", "shm"}, measured, 100);
+  EXPECT_EQ(both.transport, "nccl");
+  EXPECT_NEAR(static_cast<double>(both.direct_from_bytes), 100 + 50000 / 9.0, 2);
+  measured.mutable_times(1)->set_one_way_us(1030);  // never faster
+  EXPECT_EQ(FastestTransport({"nccl", "shm"}, measured, 100).transport, "shm");
+  measured.mutable_times(0)->set_one_way_us(41);  // as fast as the other
+  measured.mutable_times(1)->set_one_way_us(190);
+  EXPECT_EQ(FastestTransport({"nccl", "shm"}, measured, 100).transport, "nccl");
+  EXPECT_EQ(FastestTransport({"nccl", "shm"}, measured, 100).direct_from_bytes, 0U);
 }
 
 TEST(FastestTransportTest, WithoutMeasurementsTheFirstIsTaken) {
-  EXPECT_EQ(FastestTransport({"shm", "grpc"}, {}, 100), "shm");
+  EXPECT_EQ(FastestTransport({"shm", "grpc"}, {}, 100).transport, "shm");
 }
 
 }  // namespace
