@@ -14,12 +14,6 @@ void Split(const uint16_t (&codes)[kEntries], uint8_t (&low)[kEntries], uint8_t 
   }
 }
 
-void MarkLastLevel(uint8_t (&codes)[256]) {
-  for (uint8_t& c : codes) {
-    c = static_cast<uint8_t>(c | ((c & 7) == 7 ? 0x40 : 0) | ((c >> 3) == 7 ? 0x80 : 0));
-  }
-}
-
 template <int kBits, int kElements, int kEntries, typename Entry>
 void Expand(const uint16_t (&codes)[kEntries], const int8_t* levels, int factor, int offset,
             Entry (&bytes)[kEntries]) {
@@ -46,8 +40,6 @@ GridTables Build() {
   Split<2, 8>(kIq2XsCodes, t.iq2_xs_low, t.iq2_xs_high);
   Split<2, 8>(kIq2SCodes, t.iq2_s_low, t.iq2_s_high);
   Split<3, 4>(kIq3XxsCodes, t.iq3_xxs_low, t.iq3_xxs_high);
-  MarkLastLevel(t.iq3_xxs_low);
-  MarkLastLevel(t.iq3_xxs_high);
   Split<3, 4>(kIq3SCodes, t.iq3_s_low, t.iq3_s_high);
   Expand<2, 8>(kIq1SCodes, kIq1Levels, 8, 8, t.iq1_bytes);
   Expand<2, 8>(kIq2XxsCodes, kIq2Levels, 1, 64, t.iq2_xxs_bytes);

@@ -15,8 +15,7 @@ struct SpreadEntries {
 };
 
 // A grid entry as two code bytes, for lookups in registers: IQ2 keeps elements 0..3 in `low`
-// (two bits each) and 4..7 in `high`, IQ3 elements 0 and 1 (three bits each) and 2 and 3. Of
-// IQ3_XXS bit 6 marks the last level in the first element, bit 7 in the second.
+// (two bits each) and 4..7 in `high`, IQ3 elements 0 and 1 (three bits each) and 2 and 3.
 struct GridTables {
   alignas(64) uint8_t iq2_xxs_low[256], iq2_xxs_high[256];
   alignas(64) uint8_t iq2_xs_low[512], iq2_xs_high[512];

@@ -1,16 +1,16 @@
 // IQ2_XXS, IQ2_XS, IQ2_S.
 //
-// The grids stay in registers as 2-bit codes: vpermi2b looks 64 indices up in 128 entries at a
-// time, and one vgf2p8affineqb per plane turns a field of the code bytes into weights: three levels
-// differ from the first by two patterns of flipped bits, one per code bit. (A vpermb would do too,
-// but on Intel's cores lookups already fill the one port that permutes.) Weights carry an offset of
-// 64, so signs are a masked subtraction from 128 and the dot product has an unsigned operand.
+// The grids stay in registers as 2-bit codes: vpermb looks 64 indices up in 64 entries at a time.
+// A code byte with its signs put beside it is an index again: vpermb reads six bits of it, two
+// codes and their signs, and gives the weight of either. Weights carry an offset of 64, so that the
+// dot product has an unsigned operand.
 
 #include <immintrin.h>
 
 #include <cstddef>
 #include <cstdint>
 
+#include "common/quant/codebooks.h"
 #include "worker/kernels/cpu/activations_avx512.h"
 #include "worker/kernels/cpu/grid_tables.h"
 #include "worker/kernels/cpu/variants.h"
@@ -20,13 +20,18 @@ namespace {
 
 #include "worker/kernels/cpu/grid_avx512.inc"
 
-// Planes 0..3 of code bytes: field v of each. The levels 8, 25, 43 with offset 64.
-inline void DecodePlanes(Vec codes, Vec* w) {
-  constexpr int kFlips[2] = {72 ^ 89, 72 ^ 107};
-  w[0] = Affine<72>(codes, FieldMatrix(0, kFlips));
-  w[1] = Affine<72>(codes, FieldMatrix(2, kFlips));
-  w[2] = Affine<72>(codes, FieldMatrix(4, kFlips));
-  w[3] = Affine<72>(codes, FieldMatrix(6, kFlips));
+// Planes 0..3 of code bytes: code v of each with its sign. Bits 2..5 of `signs` are the signs of
+// codes 0, 2, 1 and 3.
+inline void DecodePlanes(Vec codes, Vec signs, Vec* w) {
+  static constexpr Bytes kLower = SignedLevels<2>(kIq2Levels, 0, 2),
+                         kUpper = SignedLevels<2>(kIq2Levels, 4, 3);
+  const Vec mask = _mm512_set1_epi8(0x33);
+  const Vec even = Select(mask, codes, signs);
+  const Vec odd = _mm512_srli_epi16(Select(mask, signs, codes), 2);
+  w[0] = _mm512_permutexvar_epi8(even, Load(kLower));
+  w[1] = _mm512_permutexvar_epi8(odd, Load(kLower));
+  w[2] = _mm512_permutexvar_epi8(even, Load(kUpper));
+  w[3] = _mm512_permutexvar_epi8(odd, Load(kUpper));
 }
 
 // The 16 scales of eight bytes of nibbles, one per 32-bit lane.
@@ -53,16 +58,10 @@ class Iq2Xxs : public Iq2 {
     const Vec a = Load(p + 2), b = Load(p + 68);
     const Vec index = _mm512_permutex2var_epi32(a, Load(kEvenDwords), b);
     const Vec words = _mm512_permutex2var_epi32(a, Load(kOddDwords), b);
-    DecodePlanes(low_.Lookup(index), unit->w);
-    DecodePlanes(high_.Lookup(index), unit->w + 4);
+    const IndexMasks masks(index);
     const Vec seven = _mm512_multishift_epi64_epi8(Load(kSignBit0), words);
-    const Vec signs = Affine<0>(seven, EvenSigns(0));
-#pragma GCC unroll 7
-    for (int v = 0; v < 7; ++v) {
-      const Vec bit = _mm512_set1_epi8(static_cast<char>(1 << v));
-      unit->w[v] = Negate(unit->w[v], _mm512_test_epi8_mask(signs, bit));
-    }
-    unit->w[7] = Negate(unit->w[7], _mm512_movepi8_mask(signs));
+    DecodePlanes(low_.Lookup(index, masks), Affine<0>(seven, kLowSigns), unit->w);
+    DecodePlanes(high_.Lookup(index, masks), Affine<0>(seven, kHighSigns), unit->w + 4);
     unit->scale =
         OddScales(_mm512_srli_epi32(words, 28),
                   _mm512_mask_blend_ps(0xff00, _mm512_set1_ps(d[0]), _mm512_set1_ps(d[1])));
@@ -76,17 +75,14 @@ class Iq2Xxs : public Iq2 {
       MakeDwords([](int n) { return (n < 8 ? 2 * n : 16 + 2 * (n - 8)) + 1; });
   static constexpr Bytes kSignBit0 =
       MakeBytes([](int n) { return 32 * (n / 4 % 2) + 7 * (n % 4); });
+  static constexpr int64_t kLowSigns = SevenSigns(0, {4, 5, 0, 2, 1, 3, 6, 7});
+  static constexpr int64_t kHighSigns = SevenSigns(0, {0, 1, 4, 6, 5, 7, 2, 3});
 
   Table<4> low_{Grids().iq2_xxs_low}, high_{Grids().iq2_xxs_high};
 };
 
-// Groups of eight of two blocks in one vector of bytes: 128-bit lane L has groups 8 L .. 8 L + 7 of
-// the first block, then those of the second. Interleaving low and high code bytes by lanes then
-// gives, per block, byte 2 c + h = half h of group c.
-inline void DecodeTwoBlocks(Vec low, Vec high, Vec* w0, Vec* w1) {
-  DecodePlanes(_mm512_unpacklo_epi8(low, high), w0);
-  DecodePlanes(_mm512_unpackhi_epi8(low, high), w1);
-}
+// A byte of signs with those of each half in the order of DecodePlanes.
+constexpr int kHalvesOrder[8] = {0, 2, 1, 3, 4, 6, 5, 7};
 
 class Iq2Xs : public Iq2 {
  public:
@@ -94,25 +90,31 @@ class Iq2Xs : public Iq2 {
 
   void Unpack(const uint8_t* p, const float* d, WeightUnit<4>* units) const {
     const Vec q[2] = {Load(p + 2), Load(p + 76)};
-    // Packing interleaves the two blocks by lanes, as DecodeTwoBlocks expects.
-    const Vec low_byte = _mm512_set1_epi16(255);
-    const Vec index =
-        _mm512_packus_epi16(_mm512_and_si512(q[0], low_byte), _mm512_and_si512(q[1], low_byte));
-    const __mmask64 bit8 = _mm512_movepi8_mask(
-        _mm512_packs_epi16(_mm512_slli_epi16(q[0], 7), _mm512_slli_epi16(q[1], 7)));
-    DecodeTwoBlocks(low_.Lookup(index, bit8), high_.Lookup(index, bit8), units[0].w, units[1].w);
+    // The blocks take turns: the low bytes of their words, and the high ones.
+    const Vec index = _mm512_mask_loadu_epi8(q[0], kOddBytes, p + 75);
+    const Vec upper = _mm512_mask_loadu_epi8(q[1], kEvenBytes, p + 3);
+    const IndexMasks masks(index);
+    const Vec signs = Affine<0>(upper, SevenSigns(1, kHalvesOrder));
+    const __mmask64 bit8 = _mm512_test_epi8_mask(upper, _mm512_set1_epi8(1));
+    const Vec low = low_.Lookup(index, masks, bit8), high = high_.Lookup(index, masks, bit8);
+    // Byte 2 c + h of a block's codes is half h of group c.
+    const Vec codes[2] = {_mm512_mask_blend_epi8(kOddBytes, low, _mm512_slli_epi16(high, 8)),
+                          _mm512_mask_blend_epi8(kOddBytes, _mm512_srli_epi16(low, 8), high)};
 #pragma GCC unroll 2
     for (int h = 0; h < 2; ++h) {
-      const uint8_t* block = p + 74 * h;
-      // The byte with a group's signs is the odd one of its word; a load one byte on puts it into
-      // the even one too.
-      const Vec twice = _mm512_mask_loadu_epi8(q[h], 0x5555555555555555, block + 3);
-      NegateHalves(Affine<0>(twice, EvenSigns(1)), units[h].w);
-      units[h].scale = NibbleScales(block + 66, d[h]);
+      DecodePlanes(codes[h], _mm512_multishift_epi64_epi8(Load(kSignsOfHalf[h]), signs),
+                   units[h].w);
+      units[h].scale = NibbleScales(p + 74 * h + 66, d[h]);
     }
   }
 
  private:
+  static constexpr __mmask64 kEvenBytes = 0x5555555555555555, kOddBytes = ~kEvenBytes;
+  // Per block: four bits of the sign byte of group c, for half h, to bit 2.
+  static constexpr Bytes kSignsOfHalf[2] = {
+      MakeBytes([](int n) { return (16 * (n / 2 % 4) + 4 * (n % 2) - 2) & 63; }),
+      MakeBytes([](int n) { return 16 * (n / 2 % 4) + 8 + 4 * (n % 2) - 2; })};
+
   Table<8> low_{Grids().iq2_xs_low}, high_{Grids().iq2_xs_high};
 };
 
@@ -121,29 +123,35 @@ class Iq2S : public Iq2 {
   static constexpr int kVectors = 4, kStepUnits = 2, kBlockBytes = 82, kStepBytes = 2 * 82;
 
   void Unpack(const uint8_t* p, const float* d, WeightUnit<4>* units) const {
+    // 128-bit lane L: groups 8 L .. 8 L + 7 of the first block, then those of the second.
     const Vec index = TwoBlocks(p + 2, p + 84);
-    // qh has two bits per group; qword 2 L of `high` serves the first block, 2 L + 1 the second.
-    const Vec high =
+    const Vec qh =
         _mm512_mask_blend_epi64(0xaa, _mm512_set1_epi64(static_cast<int64_t>(Load64(p + 66))),
                                 _mm512_set1_epi64(static_cast<int64_t>(Load64(p + 148))));
-    const IndexBits bits{_mm512_movepi8_mask(index),
-                         _mm512_bitshuffle_epi64_mask(high, Load(kBit8)),
-                         _mm512_bitshuffle_epi64_mask(high, Load(kBit9))};
-    Vec low_codes, high_codes;
-    Lookup1024<1>(grids_->iq2_s_low, &index, &bits, &low_codes);
-    Lookup1024<1>(grids_->iq2_s_high, &index, &bits, &high_codes);
-    DecodeTwoBlocks(low_codes, high_codes, units[0].w, units[1].w);
+    const Vec upper = _mm512_multishift_epi64_epi8(Load(kUpperBits), qh);
+    const __mmask64 bit8 = _mm512_movepi8_mask(_mm512_add_epi8(upper, upper));
+    const __mmask64 bit9 = _mm512_movepi8_mask(upper);
+    const IndexMasks masks(index);
+    const Vec low = Lookup1024(grids_->iq2_s_low, index, masks, bit8, bit9);
+    const Vec high = Lookup1024(grids_->iq2_s_high, index, masks, bit8, bit9);
+    // Byte 2 c + h of a block's codes is half h of group c.
+    const Vec codes[2] = {_mm512_unpacklo_epi8(low, high), _mm512_unpackhi_epi8(low, high)};
 #pragma GCC unroll 2
     for (int h = 0; h < 2; ++h) {
       const uint8_t* block = p + 82 * h;
-      NegateHalves(Twice(block + 34), units[h].w);
+      const Vec four =
+          _mm512_cvtepu32_epi64(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(block + 34)));
+      const Vec signs = Affine<0>(four, EightSigns(kHalvesOrder));
+      DecodePlanes(codes[h], _mm512_multishift_epi64_epi8(Load(kSignsOfHalf), signs), units[h].w);
       units[h].scale = NibbleScales(block + 74, d[h]);
     }
   }
 
  private:
-  static constexpr Bytes kBit8 = MakeBytes([](int n) { return 2 * (8 * (n / 16) + n % 8); });
-  static constexpr Bytes kBit9 = MakeBytes([](int n) { return 2 * (8 * (n / 16) + n % 8) + 1; });
+  // The two bits of group 8 (n / 16) + n % 8, to bits 6 and 7.
+  static constexpr Bytes kUpperBits =
+      MakeBytes([](int n) { return (2 * (8 * (n / 16) + n % 8) - 6) & 63; });
+  static constexpr Bytes kSignsOfHalf = MakeBytes([](int n) { return (4 * (n % 8) - 2) & 63; });
 
   const GridTables* grids_ = &Grids();
 };
