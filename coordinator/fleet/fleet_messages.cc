@@ -6,10 +6,14 @@
 #include "common/base/host_limits.h"
 #include "common/base/status_macros.h"
 #include "common/model/weight_segment.h"
+#include "common/rpc/step_codec.h"
 #include "common/weights/gguf.h"
 
 namespace packtrain {
 namespace {
+
+// Of a message with several steps; far below what a message may have.
+constexpr size_t kStepsBytesMax = 1 << 20;
 
 void SetRange(const LayerRange& in, v1::LayerRange* out) {
   out->set_first(static_cast<uint32_t>(in.first));
@@ -190,6 +194,22 @@ v1::CoordinatorMessage ConnectMessage(const FleetWorker& worker,
     }
   }
   return message;
+}
+
+std::vector<v1::CoordinatorMessage> StepsMessages(const std::vector<Step>& steps, uint64_t epoch) {
+  std::vector<v1::CoordinatorMessage> messages;
+  size_t bytes = 0;
+  for (const Step& step : steps) {
+    v1::Step encoded;
+    EncodeStep(step, &encoded);
+    bytes += encoded.ByteSizeLong();
+    if (messages.empty() || bytes > kStepsBytesMax) {
+      messages.emplace_back().mutable_steps()->set_epoch(epoch);
+      bytes = encoded.ByteSizeLong();
+    }
+    *messages.back().mutable_steps()->add_steps() = std::move(encoded);
+  }
+  return messages;
 }
 
 }  // namespace packtrain

@@ -55,13 +55,10 @@ struct EngineOptions {
   std::chrono::milliseconds step_timeout{60'000};
 };
 
-// A message that may wait for the next one costs its reader no wake-up of its own.
-enum class SendWhen { kNow, kWithNext };
-
 struct EngineCallbacks {
-  // On the last stage for every step, in order; from the engine thread. kWithNext: the next result
-  // comes within milliseconds.
-  std::function<void(StepResult, SendWhen)> result;
+  // On the last stage for every step, in order; from the engine thread. Those of quick steps come
+  // several at a time.
+  std::function<void(std::vector<StepResult>)> results;
   // A link broke (`what`: "upstream", ...); all steps that need it will fail. Any thread, may
   // repeat.
   std::function<void(std::string_view what, const absl::Status&)> link_down;
@@ -78,7 +75,7 @@ class Engine {
   Engine& operator=(const Engine&) = delete;
 
   // Any thread; never blocks. Slots, pages and snapshots must be in range (common/rpc checks).
-  void Submit(Step step);
+  void Submit(std::vector<Step> steps);
   // Steps up to this id that have not begun fail with CANCELLED.
   void Cancel(uint64_t through_step);
   // Waits until no step is in flight. DEADLINE_EXCEEDED.
