@@ -34,6 +34,13 @@ bool IsLast(const DeploymentPlan& plan, const WorkerPlan& worker) {
   return false;
 }
 
+// Several workers of one thread each: for one sequence one of them computes at a time.
+bool TakesTurns(const DeploymentPlan& plan) {
+  return plan.workers.size() > 1 &&
+         std::all_of(plan.workers.begin(), plan.workers.end(),
+                     [](const WorkerPlan& w) { return w.device == "cpu" && w.threads == 1; });
+}
+
 std::vector<Shard> ShardsOf(const DeploymentPlan& plan, const WorkerPlan& worker) {
   if (worker.role == WorkerRole::kStage) {
     return {{.first_layer = worker.layers.first,
@@ -117,6 +124,9 @@ v1::CoordinatorMessage LoadMessage(const DeploymentPlan& plan, const FleetWorker
   load->set_threads(static_cast<uint32_t>(worker.plan().threads));
   load->set_segment_fd(worker.segment_fd());
   load->set_spin_us(spin_us);
+  if (spin_us == 0 && TakesTurns(plan)) {
+    load->set_turn_cpu(static_cast<uint32_t>(plan.ordinal));
+  }
   if (worker.stage()) {
     v1::StageSpec* stage = load->mutable_stage();
     SetRange(worker.plan().layers, stage->mutable_layers());

@@ -13,6 +13,7 @@
 #include "common/base/status_macros.h"
 #include "worker/engine/bundle_sender.h"
 #include "worker/engine/slots.h"
+#include "worker/engine/turn_cpu.h"
 
 namespace packtrain {
 namespace {
@@ -47,6 +48,13 @@ int32_t Microseconds(Clock::duration time) {
 bool IsDecode(const Step& step) {
   return std::all_of(step.sequences.begin(), step.sequences.end(), [](const StepSequence& s) {
     return s.num_tokens() == 1 && s.output == StepOutputKind::kSample && !s.begin;
+  });
+}
+
+// Every sequence goes on with the token of the step before: until this one ends, nothing else can run.
+bool FollowsDirectly(const Step& step) {
+  return std::all_of(step.sequences.begin(), step.sequences.end(), [&](const StepSequence& s) {
+    return s.tokens.empty() && s.token_from_step + 1 == step.id;
   });
 }
 
@@ -123,6 +131,7 @@ class Engine::Impl {
 
  private:
   void RunSteps() {
+    TurnCpu turn_cpu(options_.turn_cpu);
     while (true) {
       Step step;
       {
@@ -137,6 +146,7 @@ class Engine::Impl {
         queue_.pop_front();
         busy_ = true;
       }
+      turn_cpu.Begin(FollowsDirectly(step), Clock::now());
       RunStep(step);
     }
   }

@@ -13,6 +13,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -53,6 +54,7 @@ struct EngineOptions {
   bool last = true;
   int num_slots = 0;
   std::chrono::milliseconds step_timeout{60'000};
+  std::optional<int> turn_cpu;  // as in TurnCpu
 };
 
 struct EngineCallbacks {

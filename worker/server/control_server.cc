@@ -19,6 +19,9 @@ class ControlServer::Impl {
  public:
   Impl(ModelLoader loader, TensorService* tensors, std::function<void()> shutdown)
       : loader_(std::move(loader)), tensors_(tensors), shutdown_(std::move(shutdown)) {}
+  ~Impl() {
+    if (thread_.joinable()) thread_.join();
+  }
 
   void Register(grpc::ServerBuilder* builder) {
     builder->RegisterService(&control_);
@@ -36,6 +39,13 @@ class ControlServer::Impl {
   absl::Status TakeTurn(ControlCall* call, uint64_t epoch);
   void Ended(ControlCall* call);
 
+  // Of both kinds that wait or go on. None is left once the server has been shut down and they have
+  // ended; then the thread ends too.
+  void CountCalls(int change) {
+    num_calls_ += change;
+    if (num_calls_ == 0) queue_->Shutdown();
+  }
+
   const ModelLoader loader_;
   TensorService* const tensors_;
   const std::function<void()> shutdown_;
@@ -43,9 +53,11 @@ class ControlServer::Impl {
   grpc::health::v1::Health::AsyncService health_;
   std::unique_ptr<grpc::ServerCompletionQueue> queue_;
   WorkerOptions options_;
+  int num_calls_ = 0;
   uint64_t epoch_ = 0;              // the highest that joined
   ControlCall* current_ = nullptr;  // has the worker
   ControlCall* next_ = nullptr;     // waits until the current one, which is being ended, has ended
+  std::thread thread_;
 };
 
 // A coordinator's stream: waits for one, reads Join, waits for its turn, hands messages to a Worker.
@@ -53,9 +65,11 @@ class ControlServer::Impl {
 class ControlServer::Impl::ControlCall {
  public:
   explicit ControlCall(Impl* server) : server_(server) {
+    server_->CountCalls(1);
     server_->control_.RequestControl(&context_, &stream_, server_->queue_.get(),
                                      server_->queue_.get(), &accepted_);
   }
+  ~ControlCall() { server_->CountCalls(-1); }
 
   void Begin() {
     worker_ = std::make_unique<Worker>(
@@ -72,7 +86,10 @@ class ControlServer::Impl::ControlCall {
 
  private:
   void OnAccepted(bool ok) {
-    if (!ok) return;  // the server and the process end
+    if (!ok) {  // the server ends
+      delete this;
+      return;
+    }
     new ControlCall(server_);
     stream_.Read(&message_, &read_);
   }
@@ -119,13 +136,18 @@ class ControlServer::Impl::ControlCall {
 class ControlServer::Impl::HealthCall {
  public:
   explicit HealthCall(Impl* server) : server_(server) {
+    server_->CountCalls(1);
     server_->health_.RequestCheck(&context_, &request_, &responder_, server_->queue_.get(),
                                   server_->queue_.get(), &accepted_);
   }
+  ~HealthCall() { server_->CountCalls(-1); }
 
  private:
   void OnAccepted(bool ok) {
-    if (!ok) return;  // the server and the process end
+    if (!ok) {  // the server ends
+      delete this;
+      return;
+    }
     new HealthCall(server_);
     if (!request_.service().empty()) {
       responder_.FinishWithError({grpc::StatusCode::NOT_FOUND, "unknown service"}, &finished_);
@@ -148,7 +170,7 @@ void ControlServer::Impl::Start(WorkerOptions options) {
   options_ = std::move(options);
   new ControlCall(this);
   new HealthCall(this);
-  std::thread([this] { RunCompletions(queue_.get()); }).detach();
+  thread_ = std::thread([this] { RunCompletions(queue_.get()); });
 }
 
 absl::Status ControlServer::Impl::TakeTurn(ControlCall* call, uint64_t epoch) {

@@ -18,12 +18,13 @@ class ControlServer {
  public:
   // `tensors` is borrowed. `shutdown` is called when the coordinator says Shutdown.
   ControlServer(ModelLoader loader, TensorService* tensors, std::function<void()> shutdown);
+  // REQUIRES: the gRPC server has been shut down and still exists.
   ~ControlServer();
 
   // Before the server starts.
   void Register(grpc::ServerBuilder* builder);
   // Once it has started: accepts coordinators, one at a time; a newer epoch ends the stream of an
-  // older one. The thread lives until the process ends.
+  // older one.
   void Start(WorkerOptions options);
 
  private:

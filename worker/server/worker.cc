@@ -301,6 +301,7 @@ class Worker::Impl {
     options.last = !connect.has_downstream();
     options.num_slots = spec.num_slots;
     options.step_timeout = timeout_;
+    options.turn_cpu = request_.turn_cpu;
     if (options.first == options.last ? connect.has_tokens_to() || connect.has_tokens_from()
                                       : connect.has_tokens_to() == options.first ||
                                             connect.has_tokens_from() == options.last) {
@@ -372,7 +373,7 @@ class Worker::Impl {
   }
 
   absl::Status ConnectExperts(const v1::Connect& connect) {
-    auto experts = std::make_unique<ExpertsServers>(model_.experts.get());
+    auto experts = std::make_unique<ExpertsServers>(model_.experts.get(), request_.turn_cpu);
     const int max_tokens = request_.experts->max_tokens;
     std::vector<std::unique_ptr<ReceiveLink>> requests;
     for (const v1::Link& link : connect.clients()) {
