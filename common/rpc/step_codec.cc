@@ -147,8 +147,7 @@ std::vector<TokenLogprob> DecodeLogprobs(
 
 }  // namespace
 
-void EncodeStep(const Step& step, uint64_t epoch, v1::Step* out) {
-  out->set_epoch(epoch);
+void EncodeStep(const Step& step, v1::Step* out) {
   out->set_id(step.id);
   for (const StepSequence& s : step.sequences) {
     v1::StepSequence* o = out->add_sequences();
@@ -197,8 +196,7 @@ absl::StatusOr<Step> DecodeStep(const v1::Step& in, const StepLimits& limits) {
   return step;
 }
 
-void EncodeStepResult(const StepResult& result, uint64_t epoch, v1::StepResult* out) {
-  out->set_epoch(epoch);
+void EncodeStepResult(const StepResult& result, v1::StepResult* out) {
   out->set_id(result.id);
   out->set_code(WireCode(result.status));
   out->set_message(std::string(result.status.message()));

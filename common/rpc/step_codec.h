@@ -22,11 +22,11 @@ struct StepLimits {
   int vocab_size = 0;
 };
 
-void EncodeStep(const Step& step, uint64_t epoch, v1::Step* out);
+void EncodeStep(const Step& step, v1::Step* out);
 // Errors: INVALID_ARGUMENT naming step, slot, field, value and limit.
 absl::StatusOr<Step> DecodeStep(const v1::Step& in, const StepLimits& limits);
 
-void EncodeStepResult(const StepResult& result, uint64_t epoch, v1::StepResult* out);
+void EncodeStepResult(const StepResult& result, v1::StepResult* out);
 StepResult DecodeStepResult(const v1::StepResult& in);
 
 }  // namespace packtrain

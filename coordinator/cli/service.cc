@@ -108,6 +108,7 @@ absl::StatusOr<std::vector<std::unique_ptr<Service>>> OpenServices(
     RETURN_IF_ERROR(CheckAddresses(topology, entry));
     ASSIGN_OR_RETURN(DeploymentPlan plan, DeploymentPlanOf(topology, entry, placed,
                                                            request.models[i]->config.hidden_dim));
+    plan.ordinal = static_cast<int>(i);
     ASSIGN_OR_RETURN(ServedModel model, OpenModel(entry, placed.context));
     services.push_back(std::make_unique<Service>(
         std::move(model), std::move(plan), *request.models[i], placed.speed, display, loaded));

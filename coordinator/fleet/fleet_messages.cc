@@ -6,10 +6,14 @@
 #include "common/base/host_limits.h"
 #include "common/base/status_macros.h"
 #include "common/model/weight_segment.h"
+#include "common/rpc/step_codec.h"
 #include "common/weights/gguf.h"
 
 namespace packtrain {
 namespace {
+
+// Of a message with several steps; far below what a message may have.
+constexpr size_t kStepsBytesMax = 1 << 20;
 
 void SetRange(const LayerRange& in, v1::LayerRange* out) {
   out->set_first(static_cast<uint32_t>(in.first));
@@ -28,6 +32,13 @@ bool IsLast(const DeploymentPlan& plan, const WorkerPlan& worker) {
     if (w->role == WorkerRole::kStage) return w->name == worker.name;
   }
   return false;
+}
+
+// Several workers of one thread each: for one sequence one of them computes at a time.
+bool TakesTurns(const DeploymentPlan& plan) {
+  return plan.workers.size() > 1 &&
+         std::all_of(plan.workers.begin(), plan.workers.end(),
+                     [](const WorkerPlan& w) { return w.device == "cpu" && w.threads == 1; });
 }
 
 std::vector<Shard> ShardsOf(const DeploymentPlan& plan, const WorkerPlan& worker) {
@@ -113,6 +124,9 @@ v1::CoordinatorMessage LoadMessage(const DeploymentPlan& plan, const FleetWorker
   load->set_threads(static_cast<uint32_t>(worker.plan().threads));
   load->set_segment_fd(worker.segment_fd());
   load->set_spin_us(spin_us);
+  if (spin_us == 0 && TakesTurns(plan)) {
+    load->set_turn_cpu(static_cast<uint32_t>(plan.ordinal));
+  }
   if (worker.stage()) {
     v1::StageSpec* stage = load->mutable_stage();
     SetRange(worker.plan().layers, stage->mutable_layers());
@@ -192,6 +206,22 @@ v1::CoordinatorMessage ConnectMessage(const FleetWorker& worker,
     }
   }
   return message;
+}
+
+std::vector<v1::CoordinatorMessage> StepsMessages(const std::vector<Step>& steps, uint64_t epoch) {
+  std::vector<v1::CoordinatorMessage> messages;
+  size_t bytes = 0;
+  for (const Step& step : steps) {
+    v1::Step encoded;
+    EncodeStep(step, &encoded);
+    bytes += encoded.ByteSizeLong();
+    if (messages.empty() || bytes > kStepsBytesMax) {
+      messages.emplace_back().mutable_steps()->set_epoch(epoch);
+      bytes = encoded.ByteSizeLong();
+    }
+    *messages.back().mutable_steps()->add_steps() = std::move(encoded);
+  }
+  return messages;
 }
 
 }  // namespace packtrain

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "common/model/step.h"
 #include "coordinator/fleet/fleet_worker.h"
 #include "coordinator/fleet/link_choice.h"
 #include "coordinator/placement/plan.h"
@@ -42,5 +43,8 @@ v1::CoordinatorMessage ConnectMessage(const FleetWorker& worker,
                                       const std::vector<FleetWorker*>& all,
                                       const LinkChoices& choices, uint64_t epoch,
                                       std::chrono::milliseconds step_timeout);
+
+// The steps in their order, together in one message unless that became too large.
+std::vector<v1::CoordinatorMessage> StepsMessages(const std::vector<Step>& steps, uint64_t epoch);
 
 }  // namespace packtrain

@@ -148,12 +148,10 @@ class FleetPipeline::Impl {
       }
       epoch = epoch_;
     }
-    std::vector<v1::CoordinatorMessage> messages(steps.size());
-    for (size_t i = 0; i < steps.size(); ++i) {
-      EncodeStep(steps[i], epoch, messages[i].mutable_step());
-    }
     // Stages cannot be replaced meanwhile: the supervisor takes submit_mutex_ for that.
-    for (WorkerConnection* stage : stages_) stage->Send(messages);
+    for (const v1::CoordinatorMessage& message : StepsMessages(steps, epoch)) {
+      for (WorkerConnection* stage : stages_) stage->Send(message);
+    }
   }
 
  private:
@@ -562,16 +560,17 @@ class FleetPipeline::Impl {
                                                 "': ", message.link_down().message())));
     } else if (message.has_failed()) {
       Break(Named(worker->name(), absl::UnavailableError(message.failed().message())));
-    } else if (message.has_step_result()) {
-      OnResult(message.step_result());
+    } else if (message.has_step_results()) {
+      const v1::StepResults& results = message.step_results();
+      for (const v1::StepResult& result : results.results()) OnResult(results.epoch(), result);
     }
   }
 
-  void OnResult(const v1::StepResult& in) {
+  void OnResult(uint64_t epoch, const v1::StepResult& in) {
     MutexLock callback_lock(&callback_mutex_);
     {
       MutexLock lock(&mutex_);
-      if (in.epoch() != epoch_ || broken_ || pending_.empty() || pending_.front() != in.id()) {
+      if (epoch != epoch_ || broken_ || pending_.empty() || pending_.front() != in.id()) {
         return;  // the supervisor fails, or has failed, that step
       }
       pending_.pop_front();

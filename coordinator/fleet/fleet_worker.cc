@@ -7,6 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/base/status_macros.h"
+#include "common/rpc/protocol_version.h"
 
 namespace packtrain {
 
@@ -46,7 +47,7 @@ absl::Status FleetWorker::Start(uint64_t epoch, WorkerConnection::Events events,
   v1::Join* join = message.mutable_join();
   join->set_worker_id(absl::StrCat(options_.deployment, "/", plan_.name));
   join->set_epoch(epoch);
-  join->set_protocol_version(1);
+  join->set_protocol_version(kProtocolVersion);
   ASSIGN_OR_RETURN(const v1::WorkerMessage answer,
                    connection_->Call(message, v1::WorkerMessage::kJoined, timeout));
   peer_ = answer.joined().peer();

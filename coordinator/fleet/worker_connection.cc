@@ -7,7 +7,9 @@
 #include <utility>
 
 #include "absl/strings/str_format.h"
+#include "common/base/check.h"
 #include "common/base/mutex.h"
+#include "common/rpc/async_stream.h"
 #include "common/rpc/channel.h"
 #include "common/rpc/status.h"
 #include "proto/control.grpc.pb.h"
@@ -20,9 +22,16 @@ class WorkerConnection::Impl {
   Impl(const std::string& address, const std::shared_ptr<grpc::Channel>& channel, Events events)
       : events_(std::move(events)),
         control_(v1::Worker::NewStub(channel)),
-        health_(grpc::health::v1::Health::NewStub(OpenChannel(address))) {
-    stream_ = control_->Control(&context_);
-    reader_ = std::thread([this] { Read(); });
+        health_(grpc::health::v1::Health::NewStub(OpenChannel(address))),
+        stream_(control_->PrepareAsyncControl(&context_, &queue_)),
+        writer_(stream_.get()) {
+    stream_->StartCall(&started_);
+    // Nothing may be written before the call has started; if it cannot, reading fails.
+    void* tag = nullptr;
+    bool ok = false;
+    CHECK(queue_.Next(&tag, &ok) && tag == &started_);
+    stream_->Read(&message_, &read_);
+    thread_ = std::thread([this] { RunCompletions(&queue_); });
   }
 
   ~Impl() {
@@ -31,20 +40,10 @@ class WorkerConnection::Impl {
       ending_ = true;
     }
     context_.TryCancel();
-    reader_.join();
+    thread_.join();
   }
 
-  bool Send(std::span<const v1::CoordinatorMessage> messages) {
-    MutexLock lock(&write_mutex_);
-    bool sent = true;
-    for (size_t i = 0; i < messages.size(); ++i) {
-      grpc::WriteOptions options;
-      // Goes out with the last.
-      if (i + 1 < messages.size()) options.set_buffer_hint();
-      sent = stream_->Write(messages[i], options);
-    }
-    return sent;
-  }
+  bool Send(const v1::CoordinatorMessage& message) { return writer_.Send(message); }
 
   void Begin(const v1::CoordinatorMessage& request, int answer) {
     {
@@ -52,7 +51,7 @@ class WorkerConnection::Impl {
       expected_ = answer;
       answer_.reset();
     }
-    Send(std::span(&request, 1));
+    Send(request);
   }
 
   absl::StatusOr<v1::WorkerMessage> Finish(std::chrono::milliseconds timeout) {
@@ -87,12 +86,17 @@ class WorkerConnection::Impl {
   }
 
  private:
-  void Read() {
-    v1::WorkerMessage message;
-    while (stream_->Read(&message)) {
-      if (!TakeAnswer(message)) events_.message(message);
+  void OnRead(bool ok) {
+    if (!ok) {
+      writer_.Close([this] { stream_->Finish(&status_, &finished_); });
+      return;
     }
-    absl::Status status = FromGrpc(stream_->Finish());
+    if (!TakeAnswer(message_)) events_.message(message_);
+    stream_->Read(&message_, &read_);
+  }
+
+  void OnFinished() {
+    absl::Status status = FromGrpc(status_);
     if (status.ok()) status = absl::UnavailableError("the worker ended the control stream");
     bool report = false;
     {
@@ -102,6 +106,7 @@ class WorkerConnection::Impl {
       changed_.NotifyAll();
     }
     if (report) events_.lost(status);
+    queue_.Shutdown();
   }
 
   bool TakeAnswer(const v1::WorkerMessage& message) {
@@ -117,15 +122,24 @@ class WorkerConnection::Impl {
   const std::unique_ptr<v1::Worker::Stub> control_;
   const std::unique_ptr<grpc::health::v1::Health::Stub> health_;
   grpc::ClientContext context_;
-  std::unique_ptr<grpc::ClientReaderWriter<v1::CoordinatorMessage, v1::WorkerMessage>> stream_;
-  Mutex write_mutex_;
+  grpc::CompletionQueue queue_;
+  const std::unique_ptr<grpc::ClientAsyncReaderWriter<v1::CoordinatorMessage, v1::WorkerMessage>>
+      stream_;
+  StreamWriter<grpc::ClientAsyncReaderWriter<v1::CoordinatorMessage, v1::WorkerMessage>,
+               v1::CoordinatorMessage>
+      writer_;
+  v1::WorkerMessage message_;
+  grpc::Status status_;
+  Completion started_ = [](bool) {};
+  Completion read_ = [this](bool ok) { OnRead(ok); };
+  Completion finished_ = [this](bool) { OnFinished(); };
   Mutex mutex_;
   CondVar changed_;
   int expected_ ABSL_GUARDED_BY(mutex_) = 0;
   std::optional<v1::WorkerMessage> answer_ ABSL_GUARDED_BY(mutex_);
   absl::Status lost_ ABSL_GUARDED_BY(mutex_);
   bool ending_ ABSL_GUARDED_BY(mutex_) = false;
-  std::thread reader_;
+  std::thread thread_;
 };
 
 absl::StatusOr<std::unique_ptr<WorkerConnection>> WorkerConnection::Connect(
@@ -145,10 +159,7 @@ absl::StatusOr<std::unique_ptr<WorkerConnection>> WorkerConnection::Connect(
 WorkerConnection::WorkerConnection(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 WorkerConnection::~WorkerConnection() = default;
 bool WorkerConnection::Send(const v1::CoordinatorMessage& message) {
-  return impl_->Send(std::span(&message, 1));
-}
-bool WorkerConnection::Send(std::span<const v1::CoordinatorMessage> messages) {
-  return impl_->Send(messages);
+  return impl_->Send(message);
 }
 void WorkerConnection::Begin(const v1::CoordinatorMessage& request, int answer) {
   impl_->Begin(request, answer);

@@ -5,7 +5,6 @@
 #include <chrono>
 #include <functional>
 #include <memory>
-#include <span>
 #include <string>
 
 #include "absl/status/status.h"
@@ -20,7 +19,7 @@ class WorkerMessage;
 
 class WorkerConnection {
  public:
-  // Called by the connection's reading thread.
+  // Called by the connection's thread.
   struct Events {
     // Everything that is not the answer to a Call: step results, progress, broken links.
     std::function<void(const v1::WorkerMessage&)> message;
@@ -33,13 +32,11 @@ class WorkerConnection {
   static absl::StatusOr<std::unique_ptr<WorkerConnection>> Connect(
       const std::string& address, Events events, std::chrono::steady_clock::time_point deadline,
       const std::function<bool()>& keep_waiting);
-  // Ends the stream and waits for the reading thread.
+  // Ends the stream and waits for the connection's thread.
   ~WorkerConnection();
 
-  // Any thread. False if the stream is gone; the loss is reported by the event.
+  // Any thread; does not wait. False if the stream is gone; the loss is reported by the event.
   bool Send(const v1::CoordinatorMessage& message);
-  // All in one piece: one wake-up of the worker.
-  bool Send(std::span<const v1::CoordinatorMessage> messages);
 
   // Sends a request and waits for its answer: the message whose case number is `answer`. One call
   // at a time. Errors: what the worker says, UNAVAILABLE if it is gone, DEADLINE_EXCEEDED.
@@ -49,7 +46,7 @@ class WorkerConnection {
   void Begin(const v1::CoordinatorMessage& request, int answer);
   absl::StatusOr<v1::WorkerMessage> Finish(std::chrono::milliseconds timeout);
 
-  // Any thread: ends the stream at once, and with it a Send that hangs.
+  // Any thread: ends the stream at once.
   void Abort();
 
   // Asks the health service, on a channel of its own.

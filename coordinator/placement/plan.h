@@ -56,6 +56,7 @@ struct DeploymentPlan {
   std::vector<WorkerPlan> workers;
   std::vector<LinkPin> links;
   bool insecure = false;  // unencrypted connections beyond loopback are allowed
+  int ordinal = 0;        // among the deployments served together
 };
 
 }  // namespace packtrain

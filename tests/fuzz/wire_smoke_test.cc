@@ -39,7 +39,8 @@ std::vector<std::string> Steps() {
       step.sequences.push_back(s);
     }
     v1::CoordinatorMessage message;
-    EncodeStep(step, 1, message.mutable_step());
+    message.mutable_steps()->set_epoch(1);
+    EncodeStep(step, message.mutable_steps()->add_steps());
     corpus.push_back(message.SerializeAsString());
   }
   return corpus;
@@ -80,9 +81,11 @@ std::vector<std::string> Frames() {
 std::string StepsWithAFault(std::span<const std::byte> bytes) {
   v1::CoordinatorMessage message;
   if (!message.ParseFromArray(bytes.data(), static_cast<int>(bytes.size()))) return "";
-  for (const v1::StepSequence& s : message.step().sequences()) {
-    for (const int32_t page : s.pages()) {
-      if (page < 0 || page >= 64) return "would look up a page that is not there";
+  for (const v1::Step& step : message.steps().steps()) {
+    for (const v1::StepSequence& s : step.sequences()) {
+      for (const int32_t page : s.pages()) {
+        if (page < 0 || page >= 64) return "would look up a page that is not there";
+      }
     }
   }
   return "";

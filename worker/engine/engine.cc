@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <deque>
+#include <iterator>
 #include <thread>
 #include <utility>
 
@@ -12,6 +13,7 @@
 #include "common/base/status_macros.h"
 #include "worker/engine/bundle_sender.h"
 #include "worker/engine/slots.h"
+#include "worker/engine/turn_cpu.h"
 
 namespace packtrain {
 namespace {
@@ -34,8 +36,8 @@ enum StepPart : size_t {
   kStepParts,
 };
 
-// How long the result of a quick step may wait so that several share one message: far below what a
-// reader of the text can see, and several steps of a small model.
+// How long the result of a quick step may wait so that several are reported at once: far below what
+// a reader of the text can see, and several steps of a small model.
 constexpr std::chrono::milliseconds kResultsHeld(6);
 
 int32_t Microseconds(Clock::duration time) {
@@ -46,6 +48,13 @@ int32_t Microseconds(Clock::duration time) {
 bool IsDecode(const Step& step) {
   return std::all_of(step.sequences.begin(), step.sequences.end(), [](const StepSequence& s) {
     return s.num_tokens() == 1 && s.output == StepOutputKind::kSample && !s.begin;
+  });
+}
+
+// Every sequence goes on with the token of the step before: until this one ends, nothing else can run.
+bool FollowsDirectly(const Step& step) {
+  return std::all_of(step.sequences.begin(), step.sequences.end(), [&](const StepSequence& s) {
+    return s.tokens.empty() && s.token_from_step + 1 == step.id;
   });
 }
 
@@ -99,9 +108,9 @@ class Engine::Impl {
     sender_ = nullptr;
   }
 
-  void Submit(Step step) {
+  void Submit(std::vector<Step> steps) {
     MutexLock lock(&mutex_);
-    queue_.push_back(std::move(step));
+    std::move(steps.begin(), steps.end(), std::back_inserter(queue_));
     changed_.NotifyAll();
   }
 
@@ -123,6 +132,7 @@ class Engine::Impl {
 
  private:
   void RunSteps() {
+    TurnCpu turn_cpu(options_.turn_cpu);
     while (true) {
       Step step;
       {
@@ -137,6 +147,7 @@ class Engine::Impl {
         queue_.pop_front();
         busy_ = true;
       }
+      turn_cpu.Begin(FollowsDirectly(step), Clock::now());
       RunStep(step);
     }
   }
@@ -154,16 +165,18 @@ class Engine::Impl {
     if (!options_.last) return;
     MeasureInterval(step, &result);
     if (stopping_) return;
-    const bool hold = MaySoonSendMore(result);
-    if (!hold) last_sent_ = last_end_;
-    callbacks_.result(std::move(result), hold ? SendWhen::kWithNext : SendWhen::kNow);
+    results_.push_back(std::move(result));
+    if (MaySoonReportMore()) return;
+    last_reported_ = last_end_;
+    callbacks_.results(std::exchange(results_, {}));
   }
 
-  // Whether a decode step is queued whose result will be there before this one has waited too long.
-  bool MaySoonSendMore(const StepResult& result) {
-    if (result.times.interval <= 0) return false;
-    const std::chrono::microseconds next(static_cast<int64_t>(result.times.interval));
-    if (last_end_ + next - last_sent_ > kResultsHeld) return false;
+  // Whether a decode step is queued whose result will be there before these have waited too long.
+  bool MaySoonReportMore() {
+    const float interval = results_.back().times.interval;
+    if (interval <= 0) return false;
+    const std::chrono::microseconds next(static_cast<int64_t>(interval));
+    if (last_end_ + next - last_reported_ > kResultsHeld) return false;
     MutexLock lock(&mutex_);
     return !queue_.empty() && IsDecode(queue_.front());
   }
@@ -435,7 +448,8 @@ class Engine::Impl {
   Clock::duration waited_for_step_{0};
   uint64_t last_decode_ = 0;  // the last step, if it was one of decode
   Clock::time_point last_end_;
-  Clock::time_point last_sent_;
+  Clock::time_point last_reported_;
+  std::vector<StepResult> results_;  // not reported yet
 
   std::atomic<uint64_t> cancelled_{0};
   Mutex mutex_;
@@ -451,7 +465,7 @@ Engine::Engine(Stage* stage, ExpertsClient* experts, const EngineOptions& option
     : impl_(std::make_unique<Impl>(stage, experts, options, std::move(links), std::move(sampling),
                                    std::move(callbacks))) {}
 Engine::~Engine() = default;
-void Engine::Submit(Step step) { impl_->Submit(std::move(step)); }
+void Engine::Submit(std::vector<Step> steps) { impl_->Submit(std::move(steps)); }
 void Engine::Cancel(uint64_t through_step) { impl_->Cancel(through_step); }
 absl::Status Engine::Drain(Clock::time_point deadline) { return impl_->Drain(deadline); }
 

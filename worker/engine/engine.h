@@ -13,6 +13,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -54,15 +55,13 @@ struct EngineOptions {
   int num_slots = 0;
   std::chrono::milliseconds step_timeout{60'000};
   size_t direct_from_bytes = 0;  // Bundle::device_from_bytes of what goes downstream
+  std::optional<int> turn_cpu;  // as in TurnCpu
 };
 
-// A message that may wait for the next one costs its reader no wake-up of its own.
-enum class SendWhen { kNow, kWithNext };
-
 struct EngineCallbacks {
-  // On the last stage for every step, in order; from the engine thread. kWithNext: the next result
-  // comes within milliseconds.
-  std::function<void(StepResult, SendWhen)> result;
+  // On the last stage for every step, in order; from the engine thread. Those of quick steps come
+  // several at a time.
+  std::function<void(std::vector<StepResult>)> results;
   // A link broke (`what`: "upstream", ...); all steps that need it will fail. Any thread, may
   // repeat.
   std::function<void(std::string_view what, const absl::Status&)> link_down;
@@ -79,7 +78,7 @@ class Engine {
   Engine& operator=(const Engine&) = delete;
 
   // Any thread; never blocks. Slots, pages and snapshots must be in range (common/rpc checks).
-  void Submit(Step step);
+  void Submit(std::vector<Step> steps);
   // Steps up to this id that have not begun fail with CANCELLED.
   void Cancel(uint64_t through_step);
   // Waits until no step is in flight. DEADLINE_EXCEEDED.

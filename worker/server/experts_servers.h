@@ -3,6 +3,7 @@
 // The threads of an experts worker: one per stage that it serves, one computation at a time.
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <thread>
 #include <vector>
@@ -17,8 +18,8 @@ namespace packtrain {
 
 class ExpertsServers {
  public:
-  // `backend` is borrowed.
-  explicit ExpertsServers(ExpertsBackend* backend);
+  // `backend` is borrowed; `turn_cpu` as in TurnCpu.
+  ExpertsServers(ExpertsBackend* backend, std::optional<int> turn_cpu);
   // Closes all and waits for the computation that is under way.
   ~ExpertsServers();
 
@@ -27,16 +28,8 @@ class ExpertsServers {
                   std::chrono::milliseconds timeout);
 
  private:
-  // The CPU's threads serve one request at a time.
-  class Serialised : public ExpertsBackend {
-   public:
-    explicit Serialised(ExpertsBackend* backend) : backend_(backend) {}
-    absl::Status Compute(const ExpertsRequest& request, float* y) override;
-
-   private:
-    Mutex mutex_;
-    ExpertsBackend* const backend_;
-  };
+  // The backend as one client's thread sees it. The CPU's threads serve one request at a time.
+  class Turns;
   struct Client {
     std::unique_ptr<MailboxServer> mailbox;
     std::unique_ptr<ReceiveLink> requests;
@@ -44,7 +37,9 @@ class ExpertsServers {
     std::thread thread;
   };
 
-  Serialised backend_;
+  ExpertsBackend* const backend_;
+  const std::optional<int> turn_cpu_;
+  Mutex mutex_;  // whose turn it is to compute
   std::vector<std::unique_ptr<Client>> clients_;
 };
 

@@ -29,6 +29,7 @@ struct LoadRequest {
   int threads = 0;                     // 0: one per hardware thread the process may use
   int segment_fd = -1;                 // borrowed; -1: the loader creates the segment
   int spin_us = 0;                     // how long an idle thread may spin before it sleeps
+  std::optional<int> turn_cpu;         // as in TurnCpu
   struct ExpertsSegment {
     int fd = -1;                              // borrowed
     std::vector<std::pair<int, int>> layers;  // that it holds, half-open

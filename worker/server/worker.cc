@@ -16,6 +16,7 @@
 #include "absl/strings/str_format.h"
 #include "common/base/host_limits.h"
 #include "common/base/status_macros.h"
+#include "common/rpc/protocol_version.h"
 #include "common/rpc/status.h"
 #include "common/rpc/step_codec.h"
 #include "proto/control.pb.h"
@@ -31,7 +32,6 @@
 namespace packtrain {
 namespace {
 
-constexpr uint32_t kProtocolVersion = 1;
 constexpr size_t kTokensBytesMax = 64 << 10;
 
 // Equal for processes that share memory and abstract sockets: one kernel, one network namespace.
@@ -75,8 +75,8 @@ class Worker::Impl {
     switch (message.message_case()) {
       case Kind::kJoin:
         return Join(message.join());
-      case Kind::kStep:
-        return SubmitStep(message.step());
+      case Kind::kSteps:
+        return SubmitSteps(message.steps());
       case Kind::kCancel:
         if (!busy_ && engine_ != nullptr) engine_->Cancel(message.cancel().through_step());
         return absl::OkStatus();
@@ -111,7 +111,7 @@ class Worker::Impl {
       }
       if (!answer.ok()) answer = FailedMessage(message, answer.status());
       busy_ = false;
-      send_(*answer, SendWhen::kNow);
+      send_(*answer);
     });
     return absl::OkStatus();
   }
@@ -158,7 +158,7 @@ class Worker::Impl {
     device->set_cores(static_cast<uint32_t>(UsableCpus()));
     device->set_memory_bytes(static_cast<uint64_t>(sysconf(_SC_PHYS_PAGES)) *
                              static_cast<uint64_t>(sysconf(_SC_PAGESIZE)));
-    send_(message, SendWhen::kNow);
+    send_(message);
     return absl::OkStatus();
   }
 
@@ -177,7 +177,7 @@ class Worker::Impl {
       v1::WorkerMessage message;
       message.mutable_load_progress()->set_bytes_done(done);
       message.mutable_load_progress()->set_bytes_total(total);
-      send_(message, SendWhen::kNow);
+      send_(message);
       return !stopping_;
     };
     ASSIGN_OR_RETURN(model_, loader_(request, &router_, progress));
@@ -302,16 +302,20 @@ class Worker::Impl {
     options.num_slots = spec.num_slots;
     options.step_timeout = timeout_;
     options.direct_from_bytes = connect.downstream().direct_from_bytes();
+    options.turn_cpu = request_.turn_cpu;
     if (options.first == options.last ? connect.has_tokens_to() || connect.has_tokens_from()
                                       : connect.has_tokens_to() == options.first ||
                                             connect.has_tokens_from() == options.last) {
       return absl::InvalidArgumentError("token links do not fit the stage's place");
     }
     EngineCallbacks callbacks;
-    callbacks.result = [this, epoch = self_.epoch](StepResult result, SendWhen when) {
+    callbacks.results = [this, epoch = self_.epoch](const std::vector<StepResult>& results) {
       v1::WorkerMessage message;
-      EncodeStepResult(result, epoch, message.mutable_step_result());
-      send_(message, when);
+      message.mutable_step_results()->set_epoch(epoch);
+      for (const StepResult& result : results) {
+        EncodeStepResult(result, message.mutable_step_results()->add_results());
+      }
+      send_(message);
     };
     callbacks.link_down = [this](std::string_view what, const absl::Status& status) {
       spdlog::warn("{}: link '{}' broke: {}", self_.worker_id, what, std::string(status.message()));
@@ -319,7 +323,7 @@ class Worker::Impl {
       message.mutable_link_down()->set_link(std::string(what));
       message.mutable_link_down()->set_code(WireCode(status));
       message.mutable_link_down()->set_message(std::string(status.message()));
-      send_(message, SendWhen::kNow);
+      send_(message);
     };
     engine_ = std::make_unique<Engine>(model_.stage.get(), &router_, options, std::move(links),
                                        model_.sampling, std::move(callbacks));
@@ -370,7 +374,7 @@ class Worker::Impl {
   }
 
   absl::Status ConnectExperts(const v1::Connect& connect) {
-    auto experts = std::make_unique<ExpertsServers>(model_.experts.get());
+    auto experts = std::make_unique<ExpertsServers>(model_.experts.get(), request_.turn_cpu);
     const int max_tokens = request_.experts->max_tokens;
     std::vector<std::unique_ptr<ReceiveLink>> requests;
     for (const v1::Link& link : connect.clients()) {
@@ -400,17 +404,21 @@ class Worker::Impl {
     return absl::OkStatus();
   }
 
-  absl::Status SubmitStep(const v1::Step& step) {
-    if (busy_) return absl::InvalidArgumentError("step before the last request was answered");
+  absl::Status SubmitSteps(const v1::Steps& steps) {
+    if (busy_) return absl::InvalidArgumentError("steps before the last request was answered");
     // Of an epoch that has ended meanwhile.
-    if (step.epoch() != self_.epoch) return absl::OkStatus();
-    if (engine_ == nullptr) return absl::InvalidArgumentError("step before connect");
+    if (steps.epoch() != self_.epoch) return absl::OkStatus();
+    if (engine_ == nullptr) return absl::InvalidArgumentError("steps before connect");
     const StageSpec& spec = *request_.stage;
-    ASSIGN_OR_RETURN(Step decoded, DecodeStep(step, {.num_slots = spec.num_slots,
-                                                     .num_pages = spec.num_pages,
-                                                     .num_snapshots = spec.num_snapshots,
-                                                     .max_tokens = spec.max_tokens,
-                                                     .vocab_size = model_.vocab_size}));
+    const StepLimits limits = {.num_slots = spec.num_slots,
+                               .num_pages = spec.num_pages,
+                               .num_snapshots = spec.num_snapshots,
+                               .max_tokens = spec.max_tokens,
+                               .vocab_size = model_.vocab_size};
+    std::vector<Step> decoded;
+    for (const v1::Step& step : steps.steps()) {
+      ASSIGN_OR_RETURN(decoded.emplace_back(), DecodeStep(step, limits));
+    }
     engine_->Submit(std::move(decoded));
     return absl::OkStatus();
   }

@@ -30,7 +30,7 @@ struct WorkerOptions {
 
 class Worker {
  public:
-  using Sender = std::function<void(const v1::WorkerMessage&, SendWhen)>;
+  using Sender = std::function<void(const v1::WorkerMessage&)>;
   // `send` may be called from several threads. `service` is borrowed.
   Worker(WorkerOptions options, ModelLoader loader, TensorService* service, Sender send);
   ~Worker();

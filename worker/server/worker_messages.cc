@@ -85,6 +85,10 @@ absl::StatusOr<LoadRequest> DecodeLoad(const v1::Load& load) {
   request.threads = static_cast<int>(load.threads());
   request.segment_fd = load.segment_fd();
   request.spin_us = static_cast<int>(std::min(load.spin_us(), kSpinMaxUs));
+  if (load.has_turn_cpu()) {
+    RETURN_IF_ERROR(Check("turn_cpu", load.turn_cpu(), 0, kThreadsMax));
+    request.turn_cpu = static_cast<int>(load.turn_cpu());
+  }
   for (const v1::Load::ExpertsSegment& segment : load.experts_segments()) {
     for (const v1::LayerRange& range : segment.layers()) {
       RETURN_IF_ERROR(CheckRange("layers of an experts segment", range));

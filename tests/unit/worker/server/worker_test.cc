@@ -9,6 +9,7 @@
 #include <condition_variable>
 #include <mutex>
 
+#include "common/rpc/protocol_version.h"
 #include "proto/control.pb.h"
 #include "tests/support/fake_stage.h"
 #include "worker/server/worker_messages.h"
@@ -36,7 +37,7 @@ class WorkerTest : public testing::Test {
  protected:
   WorkerTest()
       : worker_(std::make_unique<Worker>(WorkerOptions{"cpu", "unix:/nowhere"}, LoadFakeModel,
-                                         &service_, [this](const v1::WorkerMessage& m, SendWhen) {
+                                         &service_, [this](const v1::WorkerMessage& m) {
                                            std::lock_guard lock(mutex_);
                                            messages_.push_back(m);
                                            changed_.notify_all();
@@ -44,7 +45,7 @@ class WorkerTest : public testing::Test {
     v1::CoordinatorMessage message;
     message.mutable_join()->set_worker_id("test/worker");
     message.mutable_join()->set_epoch(1);
-    message.mutable_join()->set_protocol_version(1);
+    message.mutable_join()->set_protocol_version(kProtocolVersion);
     EXPECT_TRUE(worker_->Handle(message).ok());
   }
 
@@ -93,9 +94,9 @@ TEST_F(WorkerTest, ALoadEndsWithItsStream) {
 TEST_F(WorkerTest, ASecondRequestOrAStepBeforeTheAnswerBreaksTheProtocol) {
   ASSERT_TRUE(worker_->Handle(LoadMessage(kForever)).ok());
   EXPECT_EQ(worker_->Handle(LoadMessage(1)).code(), absl::StatusCode::kInvalidArgument);
-  v1::CoordinatorMessage step;
-  step.mutable_step()->set_epoch(1);
-  EXPECT_EQ(worker_->Handle(step).code(), absl::StatusCode::kInvalidArgument);
+  v1::CoordinatorMessage steps;
+  steps.mutable_steps()->set_epoch(1);
+  EXPECT_EQ(worker_->Handle(steps).code(), absl::StatusCode::kInvalidArgument);
 }
 
 TEST_F(WorkerTest, AfterTheAnswerTheNextRequestIsTaken) {
