@@ -1,12 +1,15 @@
 """Predicted against measured on one card: memory, decode and prefill of three models in three
 placements each. Prints a table; exit status 1 if memory is off by more than 3 % or a speed by more
-than 10 %.
+than 10 %, or if a placement could not be measured.
 
-  predictions.py [FOLDER]     for the models' files, one at a time of up to 22 GB; default: /dev/shm
+  predictions.py [--folder DIR] [--json OUT] [--seconds N] [NAME ...]
 
+The models' files are written to DIR (default /dev/shm), one at a time of up to 23 GB. OUT gets all
+that was seen. After N seconds (default 600) no further placement is begun. NAMEs choose models.
 Needs numpy. Takes about four minutes.
 """
 
+import argparse
 import json
 import os
 import pathlib
@@ -17,31 +20,53 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 
 from one_card import DEVICE
 from serving import PACKTRAIN, SOURCE, Server
 
 MEMORY_LIMIT, SPEED_LIMIT = 0.03, 0.10
-CONTEXT, DEPTH, TOKENS = 20480, 2048, 96
-LONG_PROMPT = 8192  # on a GPU; on CPUs the prompt of DEPTH tokens is long enough
+CONTEXT = 20480
+DEPTH = 2048
+TOKENS = 100000  # prompts are of ids below; all three models have more
+MEASURE_SECONDS = 18  # of one placement: then no further prompt is asked
 
-# Name, arguments of synth_gguf.py, layers with routed experts.
+# Name, arguments of synth_gguf.py, layers, the first one with routed experts.
 MODELS = [
-    ("glm", ["--arch", "glm-5.2", "--layers", "9", "--mix", "iq2_m"], (3, 8)),
-    ("qwen3.6", ["--arch", "qwen3.6-35b-a3b", "--layers", "40", "--mix", "q4"], (0, 39)),
-    ("qwen3", ["--arch", "qwen3-30b-a3b", "--layers", "32", "--mix", "q4"], (0, 31)),
+    ("glm", ["--arch", "glm-5.2", "--mix", "iq2_m"], 8, 3),
+    ("qwen3.6", ["--arch", "qwen3.6-35b-a3b", "--mix", "q4"], 40, 0),
+    ("qwen3", ["--arch", "qwen3-30b-a3b", "--mix", "q4"], 24, 0),
 ]
 
 
-def placements(first, last):
-    middle = (first + last) // 2
-    return [
-        ("all on the GPU", [f"{{device: '{DEVICE}', resident_experts: {first}-{last}}}"]),
-        ("half the experts on the CPU",
-         [f"{{device: '{DEVICE}', resident_experts: {first}-{middle}}}",
-          "{device: cpu, role: experts}"]),
-        ("all on the CPU", ["{device: cpu}"]),
+class Placement:
+    def __init__(self, name, workers, prompts, tokens):
+        self.name = name
+        self.workers = workers
+        self.prompts = prompts  # their lengths, rising
+        self.tokens = tokens    # generated behind each
+
+
+def placements(name, layers, first):
+    last, middle = layers - 1, (first + layers) // 2
+    gpu = [512, DEPTH, 8192]
+    result = [
+        Placement("all on the card", [f"{{device: '{DEVICE}', resident_experts: {first}-{last}}}"],
+                  gpu, 256),
+        Placement("half the experts on the CPU",
+                  [f"{{device: '{DEVICE}', resident_experts: {first}-{middle - 1}}}",
+                   "{device: cpu, role: experts}"], gpu, 96),
     ]
+    if name == "qwen3.6":
+        result.append(Placement("all on the CPU", ["{device: cpu}"], [512], 64))
+    else:
+        result.append(Placement(
+            "two stages on the card",
+            [f"{{device: '{DEVICE}', memory_gib: 40, layers: 0-{middle - 1}, "
+             f"resident_experts: {first}-{middle - 1}}}",
+             f"{{device: '{DEVICE}', memory_gib: 40, layers: {middle}-{last}, "
+             f"resident_experts: {middle}-{last}}}"], gpu, 256))
+    return result
 
 
 def gpu_bytes():
@@ -53,7 +78,7 @@ def gpu_bytes():
 
 
 def ram_bytes(pids):
-    """Memory of processes; what several share counts once."""
+    """RAM of processes; what several share counts once."""
     total = 0
     for pid in pids:
         rollup = pathlib.Path(f"/proc/{pid}/smaps_rollup").read_text()
@@ -61,73 +86,113 @@ def ram_bytes(pids):
     return total
 
 
+def system_bytes():
+    """Of the whole machine: {"MemAvailable": ..., "Shmem": ...}."""
+    text = pathlib.Path("/proc/meminfo").read_text()
+    return {key: int(value) << 10 for key, value in
+            re.findall(r"^(MemTotal|MemFree|MemAvailable|Shmem):\s+(\d+) kB", text, re.MULTILINE)}
+
+
 def ask(server, length, tokens, rng):
-    """Tokens/s of prefill and of decode of a prompt that nobody has seen."""
-    prompt = [rng.randrange(100000) for _ in range(length)]
-    timings = server.complete("m", prompt, tokens)["timings"]
-    return timings["prompt_per_second"], timings.get("predicted_per_second", 0)
+    """The reply's timings, for a prompt that nobody has seen."""
+    status, reply = server.post("/v1/completions", {
+        "model": "m", "prompt": [rng.randrange(TOKENS) for _ in range(length)],
+        "max_tokens": tokens, "ignore_eos": True, "temperature": 0})
+    if status != 200:
+        raise AssertionError(f"{status}: {reply}")
+    return reply["timings"]
 
 
-def measure(server, on_gpu, rng):
-    """{"decode": tokens/s, ...} with prefill by length of prompt; medians."""
-    ask(server, 600, 16, rng)  # warm-up
-    pairs = [ask(server, DEPTH, TOKENS, rng) for _ in range(3 if on_gpu else 2)]
-    found = {"decode": statistics.median(p[1] for p in pairs),
-             DEPTH: statistics.median(p[0] for p in pairs)}
-    if on_gpu:
-        for length in (512, LONG_PROMPT):
-            ask(server, length, 1, rng)
-            found[length] = statistics.median(ask(server, length, 1, rng)[0] for _ in range(3))
+def measure(server, placement):
+    """[(length of prompt, timings)], of at least one reply of each length; after a warm-up."""
+    rng = random.Random(1)
+    deadline = time.monotonic() + MEASURE_SECONDS
+    for length in placement.prompts:
+        ask(server, length, 16, rng)
+    found = []
+    for run in range(4):
+        for length in placement.prompts:
+            if run == 0 or time.monotonic() < deadline:
+                found.append((length, ask(server, length, placement.tokens, rng)))
     return found
+
+
+def median(found, length, key):
+    return statistics.median(timings[key] for at, timings in found if at == length)
 
 
 class Table:
     def __init__(self):
         self.failed = False
+        print("%-36s %-26s %12s %12s %9s"
+              % ("model, placement", "", "predicted", "measured", "error"))
 
     def row(self, where, what, predicted, measured, limit):
         error = predicted / measured - 1
         over = not abs(error) <= limit
         self.failed |= over
-        print("%-36s %-24s %12.2f %12.2f %+7.1f %%%s"
+        print("%-36s %-26s %12.2f %12.2f %+7.1f %%%s"
               % (where, what, predicted, measured, 100 * error, "  <- over" if over else ""))
         sys.stdout.flush()
 
 
-def check(name, placement, path, workers, table):
-    on_gpu = any(DEVICE in worker for worker in workers)
-    before = gpu_bytes()
-    begin = time.monotonic()
+def serve(placement, path):
+    """Everything that is seen of one placement, as it goes to the JSON file."""
     text = (f"models:\n  - {{name: m, path: {path}, context: {CONTEXT}, "
-            f"workers: [{', '.join(workers)}]}}\n")
+            f"workers: [{', '.join(placement.workers)}]}}\n")
+    before, system = gpu_bytes(), system_bytes()
+    begin = time.monotonic()
     with Server(text) as server:
-        loaded = time.monotonic()
-        found = measure(server, on_gpu, random.Random(1))
-        used = {"gpu": gpu_bytes() - before, "ram": ram_bytes(server.workers().values())}
-        steps = {key: value for key, value in server.metrics().items() if "decode_step" in key}
-        plan = json.loads(server.get("/plan")[1])
+        started = time.monotonic() - begin
+        found = measure(server, placement)
+        return {
+            "topology": text, "started_s": started, "all_s": time.monotonic() - begin,
+            "timings": found, "gpu": gpu_bytes() - before,
+            "ram": ram_bytes(server.workers().values()),
+            "smaps": {"/".join(name): pathlib.Path(f"/proc/{pid}/smaps_rollup").read_text()
+                      for name, pid in server.workers().items()},
+            "system_before": system, "system": system_bytes(),
+            "metrics": server.metrics(), "plan": json.loads(server.get("/plan")[1]),
+            "log": server.log()[-20000:],
+        }
+
+
+def compare(where, seen, table):
+    plan, found = seen["plan"], seen["timings"]
     deployment = plan["deployments"][0]
     predicted = deployment["predicted"]
-    where = f"{name}, {placement}"
-    decode = {at["depth"]: at["tokens_per_s"] for at in predicted["decode"]}
-    table.row(where, f"decode at {DEPTH}, tokens/s", decode[DEPTH], found["decode"], SPEED_LIMIT)
+    lengths = sorted({length for length, _ in found})
+    for at in predicted["decode"]:
+        if at["depth"] in lengths:
+            table.row(where, f"decode at {at['depth']}, tokens/s", at["tokens_per_s"],
+                      median(found, at["depth"], "predicted_per_second"), SPEED_LIMIT)
     for at in predicted["prefill"]:
-        if at["prompt"] in found:
-            table.row(where, f"prefill {at['prompt']}, tokens/s", at["tokens_per_s"],
-                      found[at["prompt"]], SPEED_LIMIT)
+        if at["prompt"] in lengths:
+            table.row(where, f"prefill of {at['prompt']}, tokens/s", at["tokens_per_s"],
+                      median(found, at["prompt"], "prompt_per_second"), SPEED_LIMIT)
     for device in plan["devices"]:
         kind = "ram" if device["device"].endswith("/cpu") else "gpu"
         if device["uses"]:
             table.row(where, f"{kind} GiB", device["predicted_bytes"] / 2**30,
-                      used[kind] / 2**30, MEMORY_LIMIT)
-    print("    started in %.0f s, measured in %.0f s; ubatch %d"
-          % (loaded - begin, time.monotonic() - loaded, deployment["ubatch"]))
-    for term in predicted["decode_terms"]:
-        print("    predicted %8.3f ms  %s: %s" % (term["ms"], term["resource"], term["work"]))
-    print("    predicted prefill bound by", predicted["prefill_bound"])
-    for key, value in steps.items():
-        print("    step      %8.3f ms  %s" % (value * 1e3, key))
-    for device in plan["devices"]:
+                      seen[kind] / 2**30, MEMORY_LIMIT)
+
+
+def details(seen):
+    """What explains a difference."""
+    deployment = seen["plan"]["deployments"][0]
+    print("    started in %.0f s, all in %.0f s; ubatch %d"
+          % (seen["started_s"], seen["all_s"], deployment["ubatch"]))
+    predicted = deployment["predicted"]
+    print("    predicted step, ms:",
+          "; ".join("%s %.3f" % (t["resource"], t["ms"]) for t in predicted["decode_terms"]),
+          "; prefill bound by", predicted["prefill_bound"])
+    print("    last step, ms:     ",
+          "; ".join("%s %.3f" % (re.search(r'part="(\w+)"', key)[1], value * 1e3)
+                    for key, value in seen["metrics"].items() if "decode_step" in key),
+          *("; %s %g" % (key.partition("{")[0].rpartition("decode_")[2], value)
+            for key, value in seen["metrics"].items()
+            if re.match("packtrain_decode_(experts|gpu)", key)))
+    for device in seen["plan"]["devices"]:
         for use in device["uses"]:
             print("    bill", device["device"], use["worker"],
                   {k: round(v / 2**20) for k, v in use["bill"].items()}, "MiB; loaded",
@@ -136,26 +201,68 @@ def check(name, placement, path, workers, table):
     sys.stdout.flush()
 
 
-def main(folder):
-    table = Table()
+def check(name, arguments, placements_of_model, folder, deadline, table):
+    """Of one model; {placement: what was seen}."""
+    path = pathlib.Path(folder) / f"packtrain-predictions-{name}.gguf"
+    rows = {}
+    try:
+        begin = time.monotonic()
+        subprocess.run([sys.executable, str(SOURCE / "tests/support/synth_gguf.py"), str(path),
+                        *arguments, "--jobs", str(os.cpu_count())],
+                       check=True, stdout=subprocess.DEVNULL)
+        print("%s: %.1f GB written in %.0f s"
+              % (name, path.stat().st_size / 1e9, time.monotonic() - begin))
+        for placement in placements_of_model:
+            where = f"{name}, {placement.name}"
+            if time.monotonic() > deadline:
+                print(f"{where}: no time left")
+                table.failed = True
+                continue
+            try:
+                seen = serve(placement, path)
+                rows[where] = seen
+                compare(where, seen, table)
+                details(seen)
+            except Exception:  # the others are worth seeing all the same
+                table.failed = True
+                print(f"{where}: FAILED\n{traceback.format_exc(limit=-3)[-3000:]}")
+                sys.stdout.flush()
+    finally:
+        path.unlink(missing_ok=True)
+    return rows
+
+
+def main(options):
+    deadline = time.monotonic() + options.seconds
     with tempfile.TemporaryDirectory(prefix="packtrain-facts-") as cache:
         os.environ["XDG_CACHE_HOME"] = cache
+        begin = time.monotonic()
         subprocess.run([str(PACKTRAIN), "doctor"], check=True)
+        print("doctor took %.0f s" % (time.monotonic() - begin))
         sys.stdout.flush()
-        print("%-36s %-24s %12s %12s %9s" % ("model, placement", "", "predicted", "measured", "error"))
-        for name, arguments, experts in MODELS:
-            path = pathlib.Path(folder) / f"packtrain-predictions-{name}.gguf"
+        facts = json.loads((pathlib.Path(cache) / "packtrain" / "host.json").read_text())
+        result = {"facts": facts, "rows": {}}
+        table = Table()
+        for name, arguments, layers, first in MODELS:
+            if options.names and name not in options.names:
+                continue
             try:
-                subprocess.run([sys.executable, str(SOURCE / "tests/support/synth_gguf.py"),
-                                str(path), *arguments], check=True, stdout=subprocess.DEVNULL)
-                for placement, workers in placements(*experts):
-                    check(name, placement, path, workers, table)
-            finally:
-                path.unlink(missing_ok=True)
+                result["rows"].update(
+                    check(name, [*arguments, "--layers", str(layers)],
+                          placements(name, layers, first), options.folder, deadline, table))
+            except Exception:
+                table.failed = True
+                traceback.print_exc(limit=-2)
+            if options.json:
+                pathlib.Path(options.json).write_text(json.dumps(result))
     return 1 if table.failed else 0
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 2 or sys.argv[1:2] == ["--help"]:
-        sys.exit(__doc__)
-    sys.exit(main(sys.argv[1] if len(sys.argv) == 2 else "/dev/shm"))
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", default="/dev/shm")
+    parser.add_argument("--json")
+    parser.add_argument("--seconds", type=float, default=600)
+    parser.add_argument("names", nargs="*", metavar="NAME")
+    sys.exit(main(parser.parse_args()))
