@@ -12,6 +12,8 @@
 #include "common/base/check.h"
 #include "common/base/status_macros.h"
 #include "common/model/step.h"
+#include "coordinator/placement/describe.h"
+#include "coordinator/placement/device_rates.h"
 #include "coordinator/placement/speed.h"
 
 namespace packtrain {
@@ -118,7 +120,7 @@ class Planner {
       }
     }
     if (!solution) return Refusal(wish);
-    DeploymentPlacement placed = Describe(*solution);
+    DeploymentPlacement placed = DescribeSolution(*solution);
     placed.notes.insert(placed.notes.begin(), notes.begin(), notes.end());
     RETURN_IF_ERROR(AddAlternatives(wish, &placed));
     Take(UsesOf(*solution));
@@ -209,84 +211,6 @@ class Planner {
     return absl::ResourceExhaustedError(text);
   }
 
-  DeploymentPlacement Describe(const Solution& solution) const {
-    const Problem& p = solution.problem;
-    DeploymentPlacement placed;
-    placed.name = p.wish->name;
-    placed.path = p.wish->path;
-    placed.sidecar = p.wish->sidecar;
-    placed.shape = p.shape;
-    placed.context = p.context;
-    placed.mtp = p.wish->mtp;
-    placed.num_layers = p.num_layers;
-    std::vector<int> worker_of(p.experts.size(), -1);
-    for (size_t e = 0; e < p.experts.size(); ++e) {
-      const bool used =
-          std::any_of(solution.stages.begin(), solution.stages.end(), [&](const StageChoice& c) {
-            return std::any_of(c.parts.begin(), c.parts.end(),
-                               [&](const ExpertsPart& part) { return S(part.worker) == e; });
-          });
-      if (!used) continue;
-      worker_of[e] = static_cast<int>(placed.experts.size());
-      placed.experts.push_back(
-          {p.experts[e].name, {}, p.experts[e].threads, p.experts[e].wish, {}});
-    }
-    for (size_t i = 0; i < solution.stages.size(); ++i) {
-      const StageChoice& choice = solution.stages[i];
-      const StageCandidate& s = p.stages[S(choice.candidate)];
-      StagePlacement stage;
-      stage.device = s.name;
-      stage.layers = choice.layers;
-      stage.resident_experts = choice.resident;
-      stage.threads = s.threads;
-      stage.wish = s.wish;
-      for (const ExpertsPart& part : choice.parts) {
-        const int worker = worker_of[S(part.worker)];
-        stage.remote_experts.push_back({worker, part.layers});
-        std::vector<LayerRange>& ranges = placed.experts[S(worker)].layers;
-        if (!ranges.empty() && ranges.back().last == part.layers.first) {
-          ranges.back().last = part.layers.last;
-        } else {
-          ranges.push_back(part.layers);
-        }
-      }
-      if (i + 1 < solution.stages.size()) {
-        stage.transport =
-            HopBetween(p, choice.candidate, solution.stages[i + 1].candidate, choice.layers.last)
-                .transport;
-      }
-      placed.stages.push_back(std::move(stage));
-    }
-    placed.speed = Predict(p, solution.stages);
-    AddNotes(solution, &placed);
-    return placed;
-  }
-
-  static void AddNotes(const Solution& solution, DeploymentPlacement* placed) {
-    const Problem& p = solution.problem;
-    for (const HostFacts& host : p.rig->hosts) {
-      if (!host.dram_read.empty()) continue;
-      placed->notes.push_back(absl::StrCat("nobody has measured ", host.name,
-                                           ": speeds are assumed; packtrain doctor measures"));
-    }
-    for (size_t i = 1; i < solution.stages.size(); ++i) {
-      const int cut = solution.stages[i].layers.first;
-      if (p.model->config.layers[S(cut)].indexer == IndexerKind::kShared) {
-        placed->notes.push_back(absl::StrFormat(
-            "the cut in front of layer %d carries the sparse attention's choice: %d more bytes a "
-            "token",
-            cut, p.model->config.indexer.top_k * 4));
-      }
-    }
-    for (const StageChoice& choice : solution.stages) {
-      const StageCandidate& s = p.stages[S(choice.candidate)];
-      if (s.narrow && !choice.parts.empty()) {
-        placed->notes.push_back(absl::StrCat(
-            s.name.text(), " has a slow link and waits for experts over it, as pinned"));
-      }
-    }
-  }
-
   // A card behind a slow link: how fast with it, how fast without.
   absl::Status AddAlternatives(const DeploymentWish& wish, DeploymentPlacement* placed) const {
     if (wish.sidecar) return absl::OkStatus();
@@ -348,60 +272,23 @@ class Planner {
     __builtin_unreachable();
   }
 
-  // What the workers of a deployment take of their devices.
-  static std::vector<DeviceUse> UsesOf(const Solution& solution) {
-    const Problem& p = solution.problem;
-    std::vector<DeviceUse> uses;
-    std::vector<MemoryBill> experts(p.experts.size());
-    for (size_t i = 0; i < solution.stages.size(); ++i) {
-      const StageChoice& choice = solution.stages[i];
-      const StageCandidate& s = p.stages[S(choice.candidate)];
-      const StageDuties duties = DutiesOf(p, choice);
-      const std::string worker = StageName(*p.wish, i);
-      uses.push_back({s.name, worker,
-                      StageBill(*p.model, p.shape, duties, choice.layers.first, choice.layers.last,
-                                choice.resident.first, choice.resident.last)});
-      uses.push_back({{s.name.host, "cpu"}, worker, StageHostBill(*p.model, p.shape, duties)});
-      for (const ExpertsPart& part : choice.parts) {
-        for (int l = part.layers.first; l < part.layers.last; ++l) {
-          experts[S(part.worker)][BillItem::kExperts] += p.model->weights.layers[S(l)].experts;
-        }
-      }
-    }
-    for (size_t e = 0, used = 0; e < experts.size(); ++e) {
-      if (experts[e].total() == 0) continue;
-      experts[e] += ExpertsBaseBill(*p.model, p.shape);
-      uses.push_back({p.experts[e].name, ExpertsName(*p.wish, used++), experts[e]});
-    }
-    std::erase_if(uses, [](const DeviceUse& use) { return use.bill.total() == 0; });
-    return uses;
-  }
-
   // Enters what the workers take, each with itself and all with their devices.
   void Bill(const Solution& solution, DeploymentPlacement* placed) {
     placed->shape = solution.problem.shape;
     for (DeviceUse& use : UsesOf(solution)) {
       for (size_t e = 0; e < placed->experts.size(); ++e) {
-        if (use.worker == ExpertsName(*solution.problem.wish, e)) {
+        if (use.worker == ExpertsUseName(*solution.problem.wish, e)) {
           placed->experts[e].bill = use.bill;
         }
       }
       for (size_t i = 0; i < placed->stages.size(); ++i) {
-        if (use.worker == StageName(*solution.problem.wish, i) &&
+        if (use.worker == StageUseName(*solution.problem.wish, i) &&
             use.device == placed->stages[i].device) {
           placed->stages[i].bill = use.bill;
         }
       }
       TotalOf(use.device).uses.push_back(std::move(use));
     }
-  }
-
-  // As the fleet names them.
-  static std::string StageName(const DeploymentWish& wish, size_t index) {
-    return absl::StrCat(wish.name, "/stage", index);
-  }
-  static std::string ExpertsName(const DeploymentWish& wish, size_t index) {
-    return absl::StrCat(wish.name, "/experts", index);
   }
 
   // The bytes that a deployment has of a device, to be counted.
@@ -458,7 +345,7 @@ class Planner {
     for (size_t i = 0; i < solution.stages.size(); ++i) {
       const StageCandidate& s = solution.problem.stages[S(solution.stages[i].candidate)];
       for (const DeviceUse& use : uses) {
-        if (use.worker == StageName(*solution.problem.wish, i) && use.device == s.name &&
+        if (use.worker == StageUseName(*solution.problem.wish, i) && use.device == s.name &&
             use.bill.total() > s.capacity) {
           return false;
         }

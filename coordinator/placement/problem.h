@@ -63,8 +63,6 @@ struct HostPool {
 // the size of is no limit: the worker that has it checks.
 uint64_t HostCapacity(const HostFacts& host);
 uint64_t GpuCapacity(const GpuFacts& gpu);
-// A link on which experts must not be waited for: a riser with one lane.
-bool IsNarrow(const GpuFacts& gpu);
 
 // Running sums over layers, so that a range costs two look-ups: sum of [a, b) = at(b) - at(a).
 class RunningSum {
