@@ -27,6 +27,7 @@ json Describe(const Deployment& deployment) {
           {"role", info.role},
           {"architecture", info.architecture},
           {"context_length", info.context_length},
+          {"vocab_size", deployment.tokenizer().vocab_size()},
           {"parameters", info.parameters},
           {"size_bytes", info.file_bytes},
           {"state", StateName(deployment.state())}};

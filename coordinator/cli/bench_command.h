@@ -14,9 +14,11 @@ namespace packtrain {
 
 struct BenchOptions {
   ServeOptions served;
-  std::string name;   // of the model to measure; empty: the topology's first
+  std::string url;                         // or a running endpoint, HOST:PORT
+  std::string api_key;                     // of the endpoint
+  std::string name;                        // of the model to measure; empty: the topology's first
   std::vector<int> prompts = {512, 2048};  // tokens whose prefill is measured
-  int generate = 64;  // tokens that a stream decodes
+  int generate = 64;                       // tokens that a stream decodes
   std::vector<int> depths = {2048};
   std::vector<int> streams = {1, 2, 4, 8};
   int repeats = 3;
@@ -25,8 +27,9 @@ struct BenchOptions {
 
 CLI::App* AddBench(CLI::App* app, BenchOptions* options);
 
-// Starts the workers as serve would, measures, writes to standard output and ends them. What the
-// context or the KV cache has no room for is skipped, and named. Errors: as of serving.
+// Starts the workers as serve would, measures, writes to standard output and ends them; or measures
+// a running endpoint. What the context or the KV cache has no room for is skipped, and named.
+// Errors: as of serving, of chat.
 absl::Status RunBench(const BenchOptions& options);
 
 }  // namespace packtrain

@@ -34,7 +34,7 @@ class Stopwatch : public GenerationSink {
   }
 
   // Waits for the end; when each token came. Errors: that of the request.
-  absl::StatusOr<std::vector<Clock::time_point>> Wait() {
+  absl::StatusOr<TokenTimes> Wait() {
     MutexLock lock(&mutex_);
     while (!finished_) changed_.Wait(&mutex_);
     RETURN_IF_ERROR(status_);
@@ -46,7 +46,7 @@ class Stopwatch : public GenerationSink {
  private:
   Mutex mutex_;
   CondVar changed_;
-  std::vector<Clock::time_point> times_ ABSL_GUARDED_BY(mutex_);
+  TokenTimes times_ ABSL_GUARDED_BY(mutex_);
   absl::Status status_ ABSL_GUARDED_BY(mutex_);
   int cached_ ABSL_GUARDED_BY(mutex_) = 0;
   bool finished_ ABSL_GUARDED_BY(mutex_) = false;
@@ -56,22 +56,16 @@ double Seconds(Clock::duration time) { return std::chrono::duration<double>(time
 
 }  // namespace
 
-absl::StatusOr<double> BenchRuns::Measure(const BenchCase& bench_case) {
-  // The first token is the end of prefill; decode is what comes after it.
-  const int tokens = bench_case.generate + 1;
-  std::vector<GenerationRequest> requests(static_cast<size_t>(bench_case.streams));
-  std::uniform_int_distribution<TokenId> ids(0, deployment_->tokenizer().vocab_size() - 1);
-  for (GenerationRequest& request : requests) {
-    request.prompt.resize(static_cast<size_t>(bench_case.prompt));
-    for (TokenId& id : request.prompt) id = ids(random_);
+absl::StatusOr<std::vector<TokenTimes>> DeploymentTarget::Run(
+    std::vector<std::vector<TokenId>> prompts, int tokens) {
+  std::vector<std::shared_ptr<Stopwatch>> streams;
+  absl::Status status;
+  for (std::vector<TokenId>& prompt : prompts) {
+    GenerationRequest request;
+    request.prompt = std::move(prompt);
     request.sampling.temperature = 0;
     request.max_tokens = tokens;
     request.ignore_eos = true;
-  }
-  std::vector<std::shared_ptr<Stopwatch>> streams;
-  const Clock::time_point start = Clock::now();
-  absl::Status status;
-  for (GenerationRequest& request : requests) {
     auto stream = std::make_shared<Stopwatch>(static_cast<size_t>(tokens));
     if (const auto id = deployment_->Submit(std::move(request), stream); !id.ok()) {
       status.Update(id.status());
@@ -79,22 +73,37 @@ absl::StatusOr<double> BenchRuns::Measure(const BenchCase& bench_case) {
     }
     streams.push_back(std::move(stream));
   }
-  Clock::time_point all_decode = start, first_end = Clock::time_point::max();
-  std::vector<std::vector<Clock::time_point>> times;
+  std::vector<TokenTimes> times;
   for (const auto& stream : streams) {
-    absl::StatusOr<std::vector<Clock::time_point>> got = stream->Wait();
+    absl::StatusOr<TokenTimes> got = stream->Wait();
     status.Update(got.status());
-    if (!got.ok()) continue;
-    all_decode = std::max(all_decode, got->front());
-    first_end = std::min(first_end, got->back());
-    times.push_back(*std::move(got));
+    if (got.ok()) times.push_back(*std::move(got));
   }
   RETURN_IF_ERROR(status);
-  if (bench_case.generate == 0) {
-    return bench_case.streams * bench_case.prompt / Seconds(all_decode - start);
+  return times;
+}
+
+absl::StatusOr<BenchRates> BenchRuns::Measure(const BenchCase& bench_case) {
+  std::vector<std::vector<TokenId>> prompts(static_cast<size_t>(bench_case.streams));
+  std::uniform_int_distribution<TokenId> ids(0, target_->vocab_size() - 1);
+  for (std::vector<TokenId>& prompt : prompts) {
+    prompt.resize(static_cast<size_t>(bench_case.prompt));
+    for (TokenId& id : prompt) id = ids(random_);
   }
+  const Clock::time_point start = Clock::now();
+  // The first token is the end of prefill; decode is what comes after it.
+  ASSIGN_OR_RETURN(const std::vector<TokenTimes> times,
+                   target_->Run(std::move(prompts), bench_case.generate + 1));
+  Clock::time_point all_decode = start, first_end = Clock::time_point::max();
+  for (const TokenTimes& stream : times) {
+    all_decode = std::max(all_decode, stream.front());
+    first_end = std::min(first_end, stream.back());
+  }
+  BenchRates rates;
+  rates.prefill = bench_case.streams * bench_case.prompt / Seconds(all_decode - start);
+  if (bench_case.generate == 0) return rates;
   int64_t decoded = 0;
-  for (const auto& stream : times) {
+  for (const TokenTimes& stream : times) {
     decoded += std::count_if(stream.begin(), stream.end(), [&](Clock::time_point time) {
       return time > all_decode && time <= first_end;
     });
@@ -103,7 +112,8 @@ absl::StatusOr<double> BenchRuns::Measure(const BenchCase& bench_case) {
     return absl::InvalidArgumentError(
         "the first stream ended before the last one began: generate more tokens");
   }
-  return static_cast<double>(decoded) / Seconds(first_end - all_decode);
+  rates.decode = static_cast<double>(decoded) / Seconds(first_end - all_decode);
+  return rates;
 }
 
 }  // namespace packtrain

@@ -85,7 +85,7 @@ class AnswerPrinter {
   std::string stream_error_;
 };
 
-absl::Status Turn(const ChatOptions& options, HttpPost* post, Json* messages) {
+absl::Status Turn(const ChatOptions& options, HttpRequest* post, Json* messages) {
   Json body = {{"messages", *messages}, {"stream", true}};
   if (!options.model.empty()) body["model"] = options.model;
   if (options.max_tokens > 0) body["max_tokens"] = options.max_tokens;
@@ -93,7 +93,7 @@ absl::Status Turn(const ChatOptions& options, HttpPost* post, Json* messages) {
   post->body = body.dump(-1, ' ', false, Json::error_handler_t::replace);
   AnswerPrinter printer(isatty(STDOUT_FILENO) == 1);
   ASSIGN_OR_RETURN(const int status,
-                   Post(*post, [&](std::string_view bytes) { return printer.Add(bytes); }));
+                   Send(*post, [&](std::string_view bytes) { return printer.Add(bytes); }));
   if (status != 200 || printer.failed()) return absl::InvalidArgumentError(printer.Error());
   printer.Finish();
   messages->push_back({{"role", "assistant"}, {"content", printer.content()}});
@@ -103,7 +103,7 @@ absl::Status Turn(const ChatOptions& options, HttpPost* post, Json* messages) {
 }  // namespace
 
 absl::Status RunChat(const ChatOptions& options) {
-  HttpPost post;
+  HttpRequest post;
   RETURN_IF_ERROR(ParseAddress(options.endpoint, &post.host, &post.port));
   post.path = "/v1/chat/completions";
   post.bearer = options.api_key;

@@ -1,6 +1,6 @@
 #pragma once
 
-// The little HTTP that a terminal client needs: one POST whose reply is read as it comes.
+// The little HTTP that a terminal client needs: one request whose reply is read as it comes.
 
 #include <functional>
 #include <string>
@@ -10,17 +10,17 @@
 
 namespace packtrain {
 
-struct HttpPost {
+struct HttpRequest {
   std::string host;
   int port = 80;
   std::string path;
   std::string bearer;  // empty: no Authorization header
-  std::string body;    // JSON
+  std::string body;    // JSON, sent by POST; empty: GET
 };
 
 // Sends the request and gives the reply's body to `on_body` piece by piece; false from it ends the
 // reading. Returns the HTTP status. Errors: UNAVAILABLE (no connection, or it broke).
-absl::StatusOr<int> Post(const HttpPost& post,
+absl::StatusOr<int> Send(const HttpRequest& request,
                          const std::function<bool(std::string_view)>& on_body);
 
 }  // namespace packtrain
