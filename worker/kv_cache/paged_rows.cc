@@ -37,11 +37,11 @@ PagedRows::PagedRows(KvCacheType type, int num_pages, int heads, int dim)
       row_bytes_(KvBytes(type, dim_)),
       page_bytes_(row_bytes_ * kPagePositions * heads_) {
   if (bytes() == 0) return;
-  // Anonymous pages cost nothing before they are written, and a caller that has billed them first
-  // cannot fail here.
-  void* p = mmap(nullptr, bytes(), PROT_READ | PROT_WRITE,
-                 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  void* p = mmap(nullptr, bytes(), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   CHECK_MSG(p != MAP_FAILED, "no address space for the KV cache");
+  // The memory is there from now on: a caller that has billed it cannot run out of it later, when
+  // others have taken theirs.
+  if (madvise(p, bytes(), MADV_POPULATE_WRITE) != 0) std::memset(p, 0, bytes());
   memory_ = {static_cast<std::byte*>(p), Unmap{bytes()}};
 }
 

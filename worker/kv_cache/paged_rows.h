@@ -16,7 +16,7 @@ namespace packtrain {
 class PagedRows {
  public:
   PagedRows() = default;
-  // Rows of `dim` values. Memory is not touched until it is written.
+  // Rows of `dim` values, zero. All memory is taken at once: 0.3 s a GB.
   PagedRows(KvCacheType type, int num_pages, int heads, int dim);
 
   int dim() const { return static_cast<int>(dim_); }
