@@ -77,13 +77,17 @@ def gpu_bytes():
     return int(text) << 20
 
 
-def ram_bytes(pids):
-    """RAM of processes; what several share counts once."""
-    total = 0
-    for pid in pids:
-        rollup = pathlib.Path(f"/proc/{pid}/smaps_rollup").read_text()
-        total += int(re.search(r"^Pss:\s+(\d+) kB", rollup, re.MULTILINE)[1]) << 10
-    return total
+def ram_by_mapping(pid):
+    """RAM of a process by what it maps; what several processes share counts once in all."""
+    found = {}
+    name = ""
+    for line in pathlib.Path(f"/proc/{pid}/smaps").read_text().splitlines():
+        header = re.match(r"[0-9a-f]+-[0-9a-f]+ \S+ \S+ \S+ \d+ *(.*)$", line)
+        if header:
+            name = header[1] or "anonymous"
+        elif line.startswith("Pss:"):
+            found[name] = found.get(name, 0) + (int(line.split()[1]) << 10)
+    return {name: size for name, size in found.items() if size >= 1 << 20}
 
 
 def system_bytes():
@@ -148,13 +152,18 @@ def serve(placement, path):
         return {
             "topology": text, "started_s": started, "all_s": time.monotonic() - begin,
             "timings": found, "gpu": gpu_bytes() - before,
-            "ram": ram_bytes(server.workers().values()),
-            "smaps": {"/".join(name): pathlib.Path(f"/proc/{pid}/smaps_rollup").read_text()
-                      for name, pid in server.workers().items()},
+            "ram": {name[1]: ram_by_mapping(pid) for name, pid in server.workers().items()},
+            "model": str(path),
             "system_before": system, "system": system_bytes(),
             "metrics": server.metrics(), "plan": json.loads(server.get("/plan")[1]),
             "log": server.log()[-20000:],
         }
+
+
+def ram_bytes(seen):
+    """Of all workers. The model's file, where it is mapped, is the system's cache."""
+    return sum(size for worker in seen["ram"].values() for name, size in worker.items()
+               if name != seen["model"])
 
 
 def compare(where, seen, table):
@@ -171,10 +180,10 @@ def compare(where, seen, table):
             table.row(where, f"prefill of {at['prompt']}, tokens/s", at["tokens_per_s"],
                       median(found, at["prompt"], "prompt_per_second"), SPEED_LIMIT)
     for device in plan["devices"]:
-        kind = "ram" if device["device"].endswith("/cpu") else "gpu"
         if device["uses"]:
-            table.row(where, f"{kind} GiB", device["predicted_bytes"] / 2**30,
-                      seen[kind] / 2**30, MEMORY_LIMIT)
+            ram = device["device"].endswith("/cpu")
+            table.row(where, "RAM, GiB" if ram else "GPU, GiB", device["predicted_bytes"] / 2**30,
+                      (ram_bytes(seen) if ram else seen["gpu"]) / 2**30, MEMORY_LIMIT)
 
 
 def details(seen):
@@ -198,6 +207,9 @@ def details(seen):
                   {k: round(v / 2**20) for k, v in use["bill"].items()}, "MiB; loaded",
                   {k: [round(x / 2**20) for x in v.values()]
                    for k, v in use.get("loaded", {}).items()})
+    for worker, mappings in seen["ram"].items():
+        largest = sorted(mappings.items(), key=lambda item: -item[1])[:8]
+        print("    RAM", worker, "; ".join(f"{name} {size >> 20}" for name, size in largest), "MiB")
     sys.stdout.flush()
 
 
