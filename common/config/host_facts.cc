@@ -194,6 +194,8 @@ void Fields(Io& io, WeightRate& f) {
   io.Field("pass_gb_per_s", f.pass_gb_per_s);
   io.Field("tflops", f.tflops);
   io.Field("experts_gb_per_s", f.experts_gb_per_s);
+  io.Field("experts_pass_gb_per_s", f.experts_pass_gb_per_s);
+  io.Field("experts_tflops", f.experts_tflops);
 }
 
 template <typename Io>
@@ -216,7 +218,7 @@ void Fields(Io& io, GpuFacts& f) {
   io.Field("peers", f.peers);
   io.Field("compute_capability", f.compute_capability);
   io.Field("multiprocessors", f.multiprocessors);
-  io.Field("kernel_us", f.kernel_us);
+  io.Field("product_us", f.product_us);
   io.Field("weight_rates", f.weight_rates);
 }
 

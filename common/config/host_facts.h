@@ -77,8 +77,12 @@ struct WeightRate {
   // A long ubatch costs weights / pass + 2 * weights * tokens / flops.
   double pass_gb_per_s = 0;  // 0: nothing that could be measured
   double tflops = 0;
-  // CPU: of the experts that one token picks, besides experts_layer_us for each layer.
+  // Of the experts that one token picks; on a CPU besides experts_layer_us for each layer, on a GPU
+  // besides product_us for each kernel.
   double experts_gb_per_s = 0;
+  // GPU: experts in a long ubatch, each with its own tokens. As pass and tflops above.
+  double experts_pass_gb_per_s = 0;
+  double experts_tflops = 0;
 };
 
 struct GpuFacts {
@@ -100,7 +104,7 @@ struct GpuFacts {
   std::vector<int> peers;         // indices of GPUs it can reach directly
   int compute_capability = 0;     // 90: 9.0
   int multiprocessors = 0;
-  double kernel_us = 0;  // of a small kernel behind another in a graph
+  double product_us = 0;  // of a small product in a graph, besides reading its weights
   std::vector<WeightRate> weight_rates;
 };
 

@@ -104,7 +104,6 @@ absl::Status ReadHost(const YamlNode& node, const YamlPlace& place, Rig* rig) {
     return place.Error(
         absl::StrFormat("is called \"%s\"; every host needs a name of its own", host.name));
   }
-  host.cpu.threads = host.cpu.cores;
   host.memory.available_bytes = host.memory.total_bytes;
   if (host.dram_read.size() == 1 && host.dram_read[0].threads == 0) {
     host.dram_read[0].threads = host.cpu.cores;

@@ -17,14 +17,25 @@ constexpr uint64_t kMiB = uint64_t{1} << 20;
 // A CUDA context with the kernels' code: 500 to 540 MiB on an H200; cards with fewer
 // multiprocessors take less.
 constexpr uint64_t kCudaRuntime = 560 * kMiB;
-constexpr uint64_t kProcessRuntime = 256 * kMiB;
-constexpr uint64_t kPinnedStaging = 128 * kMiB;
+// A worker's program, heap and threads: 15 to 25 MiB. With CUDA 160 MiB of the driver's and 160 of
+// libraries' that it maps.
+constexpr uint64_t kProcessRuntime = 32 * kMiB;
+constexpr uint64_t kCudaProcessRuntime = 320 * kMiB;
+// Each end of a link: what it lends; on the host also what was needed to measure it. NCCL has 4 MiB
+// for each channel and direction.
+constexpr uint64_t kLentBundles = 3, kMeasuredBundles = 1;
+constexpr uint64_t kNcclChannels = 8, kNcclBytes = kNcclChannels * 2 * 4 * kMiB;
+constexpr uint64_t kDecodeRows = 8;  // whose logits a CUDA stage copies to the host
 
 uint64_t U(int value) { return static_cast<uint64_t>(value); }
 
 // A bundle of one hop: residual and, with an indexer, its selection.
 uint64_t BundleBytes(const ModelConfig& c, const DeploymentShape& shape) {
   return U(shape.max_tokens) * U(c.hidden_dim + c.indexer.top_k) * 4;
+}
+
+uint64_t HostLinkBytes(const ModelConfig& c, const DeploymentShape& shape) {
+  return (kLentBundles + kMeasuredBundles) * BundleBytes(c, shape);
 }
 
 // What goes to an experts worker and comes back: rows, picks, weights, sums.
@@ -169,8 +180,9 @@ MemoryBill StageBaseBill(const ModelFacts& model, const DeploymentShape& shape,
   if (duties.has_head) bill[BillItem::kHead] = model.weights.head;
   if (duties.embeds && !cuda) bill[BillItem::kEmbedding] = model.weights.embedding;
   bill[BillItem::kBuffers] = StageBufferBytes(model, shape, duties);
-  bill[BillItem::kTransport] = (duties.receives ? 2 : 0) * BundleBytes(c, shape) +
-                               (duties.sends ? 2 : 0) * BundleBytes(c, shape);
+  const uint64_t link_ends = U(duties.receives + duties.sends);
+  bill[BillItem::kTransport] = link_ends * (cuda ? kLentBundles * BundleBytes(c, shape) + kNcclBytes
+                                                 : HostLinkBytes(c, shape));
   if (duties.streams_experts && cuda) bill[BillItem::kStreaming] = ExpertRingBytes(model, shape);
   if (duties.asks_experts && !cuda) bill[BillItem::kTransport] += ExchangeBytes(c, shape);
   bill[BillItem::kRuntime] = cuda ? kCudaRuntime : kProcessRuntime;
@@ -181,12 +193,18 @@ MemoryBill StageHostBill(const ModelFacts& model, const DeploymentShape& shape,
                          const StageDuties& duties) {
   MemoryBill bill;
   if (duties.device == DeviceKind::kCpu) return bill;
-  if (duties.embeds) bill[BillItem::kEmbedding] = model.weights.embedding;
-  bill[BillItem::kTransport] =
-      U(2 * duties.receives + 2 * duties.sends) * BundleBytes(model.config, shape);
-  if (duties.asks_experts) bill[BillItem::kTransport] += ExchangeBytes(model.config, shape);
-  bill[BillItem::kBuffers] = kPinnedStaging;
-  bill[BillItem::kRuntime] = kProcessRuntime;
+  const ModelConfig& c = model.config;
+  bill[BillItem::kTransport] = U(duties.receives + duties.sends) * HostLinkBytes(c, shape);
+  if (duties.asks_experts) bill[BillItem::kTransport] += ExchangeBytes(c, shape);
+  // Page-locked: a bundle, rows of the embedding table, logits.
+  bill[BillItem::kBuffers] = BundleBytes(c, shape);
+  if (duties.embeds) {
+    bill[BillItem::kEmbedding] = model.weights.embedding;
+    bill[BillItem::kBuffers] +=
+        U(shape.max_tokens) * (model.weights.embedding / U(std::max(c.vocab_size, 1)));
+  }
+  if (duties.has_head) bill[BillItem::kBuffers] += kDecodeRows * U(c.vocab_size) * 4;
+  bill[BillItem::kRuntime] = kCudaProcessRuntime;
   return bill;
 }
 
@@ -206,9 +224,10 @@ MemoryBill StageBill(const ModelFacts& model, const DeploymentShape& shape,
 MemoryBill ExpertsBaseBill(const ModelFacts& model, const DeploymentShape& shape) {
   const ModelConfig& c = model.config;
   MemoryBill bill;
+  // Inner values of every pick in f32, then activations as the kernels read them. What is exchanged
+  // is in the stages' bills.
   bill[BillItem::kBuffers] =
-      U(shape.max_tokens) * U(c.moe.top_k) * U(2 * c.moe.expert_dim + c.hidden_dim) * 4;
-  bill[BillItem::kTransport] = ExchangeBytes(c, shape);
+      U(shape.max_tokens) * (U(c.moe.top_k) * U(c.moe.expert_dim) * (2 * 4 + 1) + U(c.hidden_dim));
   bill[BillItem::kRuntime] = kProcessRuntime;
   return bill;
 }

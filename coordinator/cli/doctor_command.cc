@@ -114,7 +114,7 @@ void AppendGpu(const GpuFacts& g, std::string* out) {
   if (g.read_gb_per_s > 0) {
     Line(out, "  speed",
          absl::StrFormat("reads %.0f GB/s, bf16 product %.0f TFLOP/s, %.1f us a kernel",
-                         g.read_gb_per_s, g.bf16_tflops, g.kernel_us));
+                         g.read_gb_per_s, g.bf16_tflops, g.product_us));
     Line(out, "  weights read, GB/s", RatesText(g.weight_rates, &WeightRate::read_gb_per_s));
   }
 }

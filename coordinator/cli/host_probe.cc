@@ -114,7 +114,7 @@ void TakeRates(const HostFacts& from, HostFacts* to) {
       gpu.to_device_gb_per_s = other.to_device_gb_per_s;
       gpu.from_device_gb_per_s = other.from_device_gb_per_s;
       gpu.flag_round_trip_us = other.flag_round_trip_us;
-      gpu.kernel_us = other.kernel_us;
+      gpu.product_us = other.product_us;
       gpu.weight_rates = other.weight_rates;
     }
   }

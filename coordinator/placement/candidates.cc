@@ -53,9 +53,13 @@ class Builder {
     const double flops = (gpu.bf16_tflops > 0 ? gpu.bf16_tflops : 50) * 1e12;
     s.weights = {
         .rates = gpu.weight_rates, .read = s.read * kGpuReadShare, .flops = flops * kGemmShare};
-    s.experts = s.weights;
+    s.experts = GpuExpertTimes(gpu, s.read, flops);
     s.attention_flops = flops;
-    s.kernel_seconds = kKernelCost * (gpu.kernel_us > 0 ? gpu.kernel_us : kKernelUs) * 1e-6;
+    s.f32_flops = flops * kF32Share;
+    for (const WeightRate& rate : gpu.weight_rates) {
+      if (rate.type == "F32" && rate.tflops > 0) s.f32_flops = rate.tflops * 1e12;
+    }
+    s.kernel_seconds = (gpu.product_us > 0 ? gpu.product_us : kProductUs) * 1e-6;
     s.link = LinkOf(gpu);
     s.exchange_seconds = kMailboxSeconds + 2 * gpu.flag_round_trip_us * 1e-6;
     s.narrow = IsNarrow(gpu);
@@ -82,8 +86,14 @@ class Builder {
     p_->stages.push_back(std::move(s));
   }
 
-  void AddExperts(size_t h, int threads) {
+  // `gpus` stages on the host's GPUs wait for them, each in a thread that spins: where there is no
+  // CPU left for these, nobody may spin and every layer waits for threads to wake up.
+  void AddExperts(size_t h, int wished, int workers, int gpus) {
     const HostFacts& host = rig_.hosts[h];
+    int threads = ThreadsOf(host, wished, workers);
+    if (wished == 0 && host.cpu.threads > 0) {
+      threads = std::clamp((host.cpu.threads - gpus) / std::max(workers, 1), 1, threads);
+    }
     ExpertsCandidate e;
     e.name = {host.name, "cpu"};
     e.host = static_cast<int>(h);
@@ -91,6 +101,11 @@ class Builder {
     e.layer_seconds = ExpertsLayerSeconds(host);
     e.threads = threads;
     p_->experts.push_back(std::move(e));
+  }
+
+  int StagesOn(size_t h) const {
+    return static_cast<int>(std::count_if(p_->stages.begin(), p_->stages.end(),
+                                          [&](const StageCandidate& s) { return S(s.host) == h; }));
   }
 
   void PlanWorkers() {
@@ -102,7 +117,7 @@ class Builder {
     }
     if (!p_->stages.empty()) {
       for (size_t h = 0; HasExperts() && h < rig_.hosts.size(); ++h) {
-        AddExperts(h, ThreadsOf(rig_.hosts[h], wish_.threads, 1));
+        AddExperts(h, wish_.threads, 1, StagesOn(h));
       }
       return;
     }
@@ -138,9 +153,7 @@ class Builder {
     // GPUs without a listed CPU: its RAM is used all the same where they cannot hold everything.
     if (cuda && p_->experts.empty() && HasExperts()) {
       for (size_t h = 0; h < rig_.hosts.size(); ++h) {
-        const bool used = std::any_of(p_->stages.begin(), p_->stages.end(),
-                                      [&](const StageCandidate& s) { return S(s.host) == h; });
-        if (used) AddExperts(h, ThreadsOf(rig_.hosts[h], wish_.threads, 1));
+        if (const int stages = StagesOn(h); stages > 0) AddExperts(h, wish_.threads, 1, stages);
       }
     }
     return CheckExpertsHaveOwners();
@@ -233,7 +246,10 @@ class Builder {
     }
     if (!HasExperts()) return Wrong(w.device.text() + ": the model has no routed experts");
     for (const LayerRange& range : w.experts) RETURN_IF_ERROR(CheckRange(w.device, range));
-    AddExperts(h, threads);
+    const int gpus = static_cast<int>(std::count_if(
+        wish_.workers.begin(), wish_.workers.end(),
+        [&](const WorkerWish& o) { return !o.device.is_cpu() && o.device.host == w.device.host; }));
+    AddExperts(h, w.threads, CpuWorkersOn(w.device.host), gpus);
     p_->experts.back().pinned = w.experts;
     return absl::OkStatus();
   }

@@ -95,6 +95,7 @@ std::vector<DeviceUse> UsesOf(const Solution& solution) {
   const Problem& p = solution.problem;
   std::vector<DeviceUse> uses;
   std::vector<MemoryBill> experts(p.experts.size());
+  std::vector<std::vector<int>> served(p.experts.size());
   for (size_t i = 0; i < solution.stages.size(); ++i) {
     const StageChoice& choice = solution.stages[i];
     const StageCandidate& s = p.stages[S(choice.candidate)];
@@ -105,6 +106,7 @@ std::vector<DeviceUse> UsesOf(const Solution& solution) {
                               choice.resident.first, choice.resident.last)});
     uses.push_back({{s.name.host, "cpu"}, worker, StageHostBill(*p.model, p.shape, duties)});
     for (const ExpertsPart& part : choice.parts) {
+      served[S(part.worker)].push_back(choice.candidate);
       for (int l = part.layers.first; l < part.layers.last; ++l) {
         experts[S(part.worker)][BillItem::kExperts] += p.model->weights.layers[S(l)].experts;
       }
@@ -112,7 +114,7 @@ std::vector<DeviceUse> UsesOf(const Solution& solution) {
   }
   for (size_t e = 0, used = 0; e < experts.size(); ++e) {
     if (experts[e].total() == 0) continue;
-    experts[e] += ExpertsBaseBill(*p.model, p.shape);
+    experts[e] += ExpertsBaseBill(*p.model, ExpertsShape(p, p.experts[e], served[e]));
     uses.push_back({p.experts[e].name, ExpertsUseName(*p.wish, used++), experts[e]});
   }
   std::erase_if(uses, [](const DeviceUse& use) { return use.bill.total() == 0; });

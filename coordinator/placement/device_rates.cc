@@ -29,10 +29,15 @@ double DramOf(const HostFacts& host, int threads) {
 
 WeightTimes CpuTimes(const HostFacts& host, int threads, double read) {
   const double cores = std::max(host.cpu.cores, 1);
-  return {.rates = host.weight_rates,
-          .scale = std::min(threads / cores, 1.0),
-          .read = read,
-          .flops = threads * kCpuCoreFlops};
+  WeightTimes times = {.rates = host.weight_rates,
+                       .scale = std::min(threads / cores, 1.0),
+                       .read = read,
+                       .flops = threads * kCpuCoreFlops};
+  for (WeightRate& rate : times.rates) {
+    rate.tflops *= kCpuUbatchShare;
+    rate.pass_gb_per_s *= kCpuUbatchShare;
+  }
+  return times;
 }
 
 WeightTimes CpuExpertTimes(const HostFacts& host, int threads) {
@@ -42,6 +47,19 @@ WeightTimes CpuExpertTimes(const HostFacts& host, int threads) {
                                               : DramOf(host, threads) * kExpertsReadShare);
   for (WeightRate& rate : times.rates) {
     if (rate.experts_gb_per_s > 0) rate.read_gb_per_s = rate.experts_gb_per_s;
+  }
+  return times;
+}
+
+WeightTimes GpuExpertTimes(const GpuFacts& gpu, double read, double flops) {
+  WeightTimes times = {
+      .rates = gpu.weight_rates, .read = read * kGpuPickedShare, .flops = flops * kGroupedShare};
+  for (WeightRate& rate : times.rates) {
+    if (rate.experts_gb_per_s > 0) rate.read_gb_per_s = rate.experts_gb_per_s;
+    if (rate.experts_tflops > 0) {
+      rate.tflops = rate.experts_tflops;
+      rate.pass_gb_per_s = rate.experts_pass_gb_per_s;
+    }
   }
   return times;
 }

@@ -1,7 +1,6 @@
 #pragma once
 
-// What a host's facts say of the speed of its devices, with the model's own constants where nobody
-// has measured.
+// What a host's facts say of the speed of its devices, with constants where nobody has measured.
 
 #include "common/config/host_facts.h"
 #include "coordinator/placement/weight_times.h"
@@ -23,5 +22,7 @@ WeightTimes CpuTimes(const HostFacts& host, int threads, double read);
 // The same for the experts that a token picks; and the time that a layer takes besides their bytes.
 WeightTimes CpuExpertTimes(const HostFacts& host, int threads);
 double ExpertsLayerSeconds(const HostFacts& host);
+// Routed experts on a GPU that reads `read` bytes/s and multiplies `flops` per second in bf16.
+WeightTimes GpuExpertTimes(const GpuFacts& gpu, double read, double flops);
 
 }  // namespace packtrain

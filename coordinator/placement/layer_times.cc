@@ -16,12 +16,14 @@ const LayerConfig& ConfigOf(const Problem& problem, int layer) {
   return problem.model->config.layers[static_cast<size_t>(layer)];
 }
 
-// Kernels that a layer adds to a decode step.
-int KernelsOf(const LayerConfig& layer) {
+// Kernels that a layer adds to a decode step behind `depth` positions.
+int KernelsOf(const ModelConfig& config, const LayerConfig& layer, int depth) {
   int kernels = layer.ffn == FfnKind::kMoe ? kMoeKernels : kDenseKernels;
   switch (layer.attention) {
     case AttentionKind::kMla:
-      kernels += layer.indexer == IndexerKind::kFull ? kMlaKernels + kIndexerKernels : kMlaKernels;
+      kernels += kMlaKernels;
+      if (layer.indexer != IndexerKind::kFull) break;
+      kernels += kIndexerKernels + (depth >= config.indexer.top_k ? kSelectionKernels : 0);
       break;
     case AttentionKind::kGqa:
       kernels += kGqaKernels;
@@ -44,6 +46,17 @@ double AttentionShare(const StageCandidate& stage, AttentionKind kind) {
       return kDeltaNetShare;
   }
   return 1;
+}
+
+// Reading the cache in a decode step, and the products of attention meanwhile.
+double DecodeAttentionSeconds(const Problem& problem, const StageCandidate& stage, int layer,
+                              int depth) {
+  const ModelConfig& c = problem.model->config;
+  const double reading = CacheReadBytes(c, problem.wish->kv_cache, layer, depth) / stage.read;
+  const AttentionKind kind = ConfigOf(problem, layer).attention;
+  if (stage.kind != DeviceKind::kCuda || kind == AttentionKind::kGatedDeltaNet) return reading;
+  const double share = kind == AttentionKind::kMla ? kMlaDecodeShare : kGqaDecodeShare;
+  return std::max(reading, AttentionFlops(c, layer, depth) / (stage.f32_flops * share));
 }
 
 double SharedExpertSeconds(const Problem& problem, const StageCandidate& stage, int layer) {
@@ -77,11 +90,12 @@ double OwnDecodeSeconds(const Problem& problem, const StageCandidate& stage, int
   const LayerWeightBytes& w = WeightsOf(problem, layer);
   const double bytes = static_cast<double>(w.attention + w.indexer + w.feed_forward) -
                        (w.experts > 0 ? static_cast<double>(w.shared_expert) : 0);
-  const double cache = CacheReadBytes(problem.model->config, problem.wish->kv_cache, layer, depth);
-  return stage.weights.Read(bytes, w.types) + cache / stage.read +
-         (stage.kind == DeviceKind::kCuda
-              ? stage.kernel_seconds * KernelsOf(ConfigOf(problem, layer))
-              : kCpuLayerSeconds);
+  const double besides =
+      stage.kind == DeviceKind::kCuda
+          ? stage.kernel_seconds * KernelsOf(problem.model->config, ConfigOf(problem, layer), depth)
+          : kCpuLayerSeconds;
+  return stage.weights.Read(bytes, w.types) + DecodeAttentionSeconds(problem, stage, layer, depth) +
+         besides;
 }
 
 double ResidentDecodeSeconds(const Problem& problem, const StageCandidate& stage, int layer) {

@@ -1,11 +1,13 @@
 #include "coordinator/placement/problem.h"
 
 #include <algorithm>
+#include <numeric>
 #include <utility>
 
 #include "absl/strings/str_format.h"
 #include "common/base/check.h"
 #include "common/base/status_macros.h"
+#include "common/model/buffers.h"
 #include "common/model/step.h"
 #include "coordinator/placement/candidates.h"
 #include "coordinator/placement/device_rates.h"
@@ -121,7 +123,9 @@ class Builder {
     p_.expert_bytes = {RunningSum(experts)};
     for (StageCandidate& s : p_.stages) {
       s.head_seconds =
-          s.weights.Read(static_cast<double>(model_.weights.head), model_.weights.head_types);
+          s.weights.Read(static_cast<double>(model_.weights.head), model_.weights.head_types) +
+          s.kernel_seconds * kHeadKernels;
+      s.step_seconds = s.kernel_seconds * kStageKernels;
       DecodeSums(s);
       PrefillSums(s);
     }
@@ -221,10 +225,26 @@ StageNeed NeedOf(const Problem& problem, const StageChoice& choice) {
   return need;
 }
 
+DeploymentShape ExpertsShape(const Problem& problem, const ExpertsCandidate& experts,
+                             const std::vector<int>& served) {
+  DeploymentShape shape = problem.shape;
+  const bool all_stream = std::all_of(served.begin(), served.end(), [&](int candidate) {
+    const StageCandidate& s = problem.stages[S(candidate)];
+    return s.kind == DeviceKind::kCuda && s.host == experts.host;
+  });
+  if (all_stream) {
+    shape.max_tokens =
+        std::min(shape.max_tokens, StreamedExpertsRows(problem.model->config.moe) - 1);
+  }
+  return shape;
+}
+
 std::vector<uint64_t> ExpertsBaseNeed(const Problem& problem) {
   std::vector<uint64_t> need(problem.hosts.size(), 0);
+  std::vector<int> any(problem.stages.size());
+  std::iota(any.begin(), any.end(), 0);
   for (const ExpertsCandidate& e : problem.experts) {
-    need[S(e.host)] += ExpertsBaseBill(*problem.model, problem.shape).total();
+    need[S(e.host)] += ExpertsBaseBill(*problem.model, ExpertsShape(problem, e, any)).total();
   }
   return need;
 }

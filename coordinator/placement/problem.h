@@ -33,8 +33,10 @@ struct StageCandidate {
   double read = 0;                 // bytes/s of memory
   double kernel_seconds = 0;       // GPU: what a kernel of a decode step costs besides its bytes
   double attention_flops = 0;      // per second, in long ubatches
+  double f32_flops = 0;            // GPU: of an f32 product
   double link = 0;                 // bytes/s to and from host memory
-  double head_seconds = 0;         // of a step, if it has the head
+  double step_seconds = 0;         // of every decode step, besides its layers
+  double head_seconds = 0;         // and if it has the head
   double exchange_seconds = 0;     // of asking for experts, without the bytes
   bool narrow = false;             // a link on which experts must not be waited for
   bool required = false;           // listed by the user
@@ -125,6 +127,10 @@ StageDuties DutiesOf(const Problem& problem, const StageChoice& choice);
 StageNeed NeedOf(const Problem& problem, const StageChoice& choice);
 uint64_t DeviceNeedOf(const Problem& problem, const StageChoice& choice);
 double ExpertsBytesOf(const Problem& problem, const LayerRange& range);
+// The deployment as an experts worker sees it: a stage on its host's GPUs computes long ubatches
+// itself. `served`: indices of the stages' candidates.
+DeploymentShape ExpertsShape(const Problem& problem, const ExpertsCandidate& experts,
+                             const std::vector<int>& served);
 // RAM of experts workers without their experts.
 std::vector<uint64_t> ExpertsBaseNeed(const Problem& problem);
 

@@ -45,10 +45,10 @@ struct DeploymentWish {
   int context = 0;  // positions of one sequence, 0: what the model was trained with, at most 32768
   KvCacheType kv_cache = KvCacheType::kF16;
   int num_slots = 8;
-  int least_slots = 8;              // a sidecar may get so few to fit its card whole
-  int max_tokens = 0;  // rows of the largest ubatch, 0: planned
-  bool mtp = false;    // run the model's multi-token prediction layer
-  int threads = 0;     // of each CPU worker that is planned, 0: one per core
+  int least_slots = 8;  // a sidecar may get so few to fit its card whole
+  int max_tokens = 0;   // rows of the largest ubatch, 0: planned
+  bool mtp = false;     // run the model's multi-token prediction layer
+  int threads = 0;      // of each CPU worker that is planned, 0: one per core
   // Speeds are also predicted behind so many positions, and of prompts of so many tokens.
   std::vector<int> depths = {512, 2048, 8192, 32768}, prompts = {512, 2048, 8192};
   std::vector<WorkerWish> workers;  // empty: all is planned

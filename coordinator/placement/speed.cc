@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "common/model/buffers.h"
+#include "common/model/snapshots.h"
 #include "coordinator/placement/layer_times.h"
 #include "coordinator/placement/rates.h"
 
@@ -51,10 +52,7 @@ PrefillTime Prefill(const Problem& p, const StageChoice& choice, int rows,
       workers += seconds;
     }
   }
-  // What the ring holds is there when the first of these layers begins.
-  const double ahead =
-      std::min(time.streamed_bytes, static_cast<double>(ExpertRingBytes(*p.model, p.shape)));
-  const double copies = (time.streamed_bytes - ahead) / s.link;
+  const double copies = time.streamed_bytes / s.link;
   time.seconds = alone + workers + std::max(copied, copies);
   time.bound = copies > copied && copies > alone + workers ? "link"
                : workers > alone + copied                  ? "CPU experts"
@@ -99,8 +97,10 @@ class PromptRun {
  public:
   PromptRun(const Problem& problem, const std::vector<StageChoice>& stages, int prompt)
       : p_(problem), stages_(stages), free_(stages.size()) {
-    for (int done = 0; done < prompt; done += p_.shape.max_tokens) {
-      Run({.rows = std::min(p_.shape.max_tokens, prompt - done), .depth = done});
+    for (int done = 0; done < prompt;) {
+      const int end = EndOfUbatch(done, prompt);
+      Run({.rows = end - done, .depth = done});
+      done = end;
     }
     seconds_ = free_.back();
     // What several stages use at once.
@@ -120,6 +120,22 @@ class PromptRun {
   }
 
  private:
+  // As the scheduler cuts prompts: also where recurrent state is to be kept.
+  int EndOfUbatch(int begin, int prompt) const {
+    int end = std::min(begin + p_.shape.max_tokens, prompt);
+    if (p_.shape.num_snapshots == 0) return end;
+    end = std::min(end, (begin / kSnapshotInterval + 1) * kSnapshotInterval);
+    return begin < prompt - 1 ? std::min(end, prompt - 1) : end;
+  }
+
+  // Stages of one card compute in turns.
+  bool SharesItsCard(const StageCandidate& s) const {
+    return s.kind == DeviceKind::kCuda &&
+           std::count_if(stages_.begin(), stages_.end(), [&](const StageChoice& c) {
+             return p_.stages[S(c.candidate)].name == s.name;
+           }) > 1;
+  }
+
   void Run(const PromptChunk& chunk) {
     double at = 0;
     for (size_t i = 0; i < stages_.size(); ++i) {
@@ -129,6 +145,7 @@ class PromptRun {
       at = std::max(at, free_[i]) + time.seconds;
       free_[i] = at;
       busy_[absl::StrCat(s.name.text(), " ", time.bound)] += time.seconds;
+      if (SharesItsCard(s)) shared_[s.name.text() + " compute"] += time.seconds;
       for (const auto& [worker, seconds] : time.workers) {
         shared_[p_.experts[S(worker)].name.text() + " experts"] += seconds;
       }
@@ -226,7 +243,8 @@ double StepSeconds(const Problem& problem, const std::vector<StageChoice>& stage
 
 double DecodeSeconds(const Problem& problem, const StageChoice& choice) {
   const size_t s = S(choice.candidate);
-  double seconds = problem.own_seconds[s].Of(choice.layers.first, choice.layers.last);
+  double seconds = problem.stages[s].step_seconds +
+                   problem.own_seconds[s].Of(choice.layers.first, choice.layers.last);
   if (!choice.resident.empty()) {
     seconds += problem.resident_seconds[s].Of(choice.resident.first, choice.resident.last);
   }
@@ -261,12 +279,16 @@ Hop HopBetween(const Problem& problem, int from, int to, int cut) {
   const bool shared = c.layers[S(cut)].indexer == IndexerKind::kShared;
   const double row = (c.hidden_dim + (shared ? c.indexer.top_k : 0)) * 4.0;
   Hop hop;
-  double latency = kGrpcSeconds, rate = 2e9;
+  double latency = kGrpcSeconds, rate = kGrpcRate;
   hop.transport = "grpc";
   if (a.host != b.host) {
     const NetworkFacts net = problem.rig->Network(a.name.host, b.name.host);
     latency += net.round_trip_us / 2 * 1e-6;
     rate = std::min(rate, net.gb_per_s * 1e9);
+  } else if (a.kind == DeviceKind::kCuda && a.name == b.name) {  // NCCL wants a card each
+    hop.transport = "shm";
+    latency = kShmSeconds + kTurnSeconds;
+    rate = kShmRate;
   } else if (a.kind == DeviceKind::kCuda && b.kind == DeviceKind::kCuda && !a.narrow && !b.narrow) {
     hop.transport = "nccl";
     latency = kNcclSeconds;
@@ -274,7 +296,7 @@ Hop HopBetween(const Problem& problem, int from, int to, int cut) {
   } else if (!a.narrow && !b.narrow) {
     hop.transport = "shm";
     latency = kShmSeconds;
-    rate = std::min({a.link, b.link, 10e9});
+    rate = std::min({a.link, b.link, kShmRate});
   } else {
     rate = std::min({rate, a.link, b.link});
   }

@@ -18,10 +18,17 @@ double CacheReadBytes(const ModelConfig& config, KvCacheType kv_cache, int layer
 
 double AttentionFlops(const ModelConfig& config, int layer, double visible) {
   const LayerConfig& kind = config.layers[static_cast<size_t>(layer)];
-  if (kind.indexer != IndexerKind::kNone) visible = std::min<double>(visible, config.indexer.top_k);
+  double choice = 0;
+  if (kind.indexer != IndexerKind::kNone && visible > config.indexer.top_k) {
+    if (kind.indexer == IndexerKind::kFull) {
+      choice = 2.0 * visible * config.indexer.num_heads * config.indexer.head_dim;
+    }
+    visible = config.indexer.top_k;
+  }
   switch (kind.attention) {
     case AttentionKind::kMla:
-      return 2.0 * visible * config.num_heads * (2 * config.mla.kv_lora_rank + config.rope.dims);
+      return choice +
+             2.0 * visible * config.num_heads * (2 * config.mla.kv_lora_rank + config.rope.dims);
     case AttentionKind::kGqa:
       return 2.0 * visible * config.num_heads * (config.gqa.key_dim + config.gqa.value_dim);
     case AttentionKind::kGatedDeltaNet:

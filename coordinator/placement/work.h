@@ -11,7 +11,8 @@ namespace packtrain {
 // `depth` positions in front of it. A recurrent state is read and written.
 double CacheReadBytes(const ModelConfig& config, KvCacheType kv_cache, int layer, int depth);
 
-// Multiplications and additions of attention itself, per token that sees `visible` positions.
+// Multiplications and additions of attention itself, per token that sees `visible` positions; with
+// those of choosing among them where attention is sparse.
 double AttentionFlops(const ModelConfig& config, int layer, double visible);
 
 // The share of a layer's routed experts that `rows` tokens touch, on average, if the router picks

@@ -4,13 +4,12 @@
 #include <utility>
 
 #include "common/base/check.h"
+#include "common/model/snapshots.h"
 #include "coordinator/scheduler/scheduler.h"
 
 namespace packtrain {
 namespace {
 
-// Recurrent models keep a snapshot every so many tokens.
-constexpr int kSnapshotInterval = 2048;
 // What a request must save by waiting for another one that is computing the same prefix.
 constexpr int kLeaderGainMin = kPagePositions;
 // Rows of a chunk while somebody decodes, who waits for it. Shorter ones would hardly end sooner

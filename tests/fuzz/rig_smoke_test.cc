@@ -32,7 +32,7 @@ std::vector<std::string> Facts() {
   std::vector<std::string> corpus;
   for (const std::string& text : Rigs()) {
     HostFacts host = ParseRig(text, "rig")->hosts[0];
-    host.weight_rates = {{"Q4_K", 90, 120, 2, 80}, {"IQ2_XS", 58, 49, 2.3, 55}};
+    host.weight_rates = {{"Q4_K", 90, 120, 2, 80, 300, 100}, {"IQ2_XS", 58, 49, 2.3, 55}};
     host.storage.resize(1);
     host.storage[0].path = "/models";
     for (GpuFacts& gpu : host.gpus) {

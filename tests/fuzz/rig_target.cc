@@ -18,14 +18,15 @@ std::string RateFault(const HostFacts& host) {
   const auto add_weights = [&](const std::vector<WeightRate>& all) {
     for (const WeightRate& rate : all) {
       rates.insert(rates.end(),
-                   {rate.read_gb_per_s, rate.pass_gb_per_s, rate.tflops, rate.experts_gb_per_s});
+                   {rate.read_gb_per_s, rate.pass_gb_per_s, rate.tflops, rate.experts_gb_per_s,
+                    rate.experts_pass_gb_per_s, rate.experts_tflops});
     }
   };
   for (const ReadRate& rate : host.dram_read) rates.push_back(rate.gb_per_s);
   add_weights(host.weight_rates);
   for (const GpuFacts& gpu : host.gpus) {
     rates.insert(rates.end(), {gpu.read_gb_per_s, gpu.bf16_tflops, gpu.to_device_gb_per_s,
-                               gpu.link_gt_per_s, gpu.kernel_us});
+                               gpu.link_gt_per_s, gpu.product_us});
     add_weights(gpu.weight_rates);
     if (gpu.index < -1) return "a GPU with a strange index";
   }

@@ -183,10 +183,12 @@ uint64_t ExchangeBytes(const ModelConfig& c, const DeploymentShape& shape) {
   return Rows(shape) * static_cast<uint64_t>(8 * (c.hidden_dim + c.moe.top_k));
 }
 
-// Two bundles on every side that has a neighbour.
-uint64_t HopBytes(const ModelConfig& c, const DeploymentShape& shape, bool first, bool last) {
-  const uint64_t bundle = Rows(shape) * static_cast<uint64_t>(4 * (c.hidden_dim + c.indexer.top_k));
-  return (first ? 0 : 2 * bundle) + (last ? 0 : 2 * bundle);
+// So many bundles and so many bytes on every side that has a neighbour.
+uint64_t HopBytes(const ModelConfig& c, const DeploymentShape& shape, bool first, bool last,
+                  uint64_t bundles, uint64_t bytes) {
+  const uint64_t side =
+      bundles * Rows(shape) * static_cast<uint64_t>(4 * (c.hidden_dim + c.indexer.top_k)) + bytes;
+  return (first ? 0 : side) + (last ? 0 : side);
 }
 
 bool Streams(const ModelConfig& c, const DeploymentShape& shape) {
@@ -229,7 +231,7 @@ uint64_t CudaBaseBytes(const ModelFacts& model, const DeploymentShape& shape, bo
     TakeDecode(c, layer, &step);
     widest = std::max(widest, step.peak());
   }
-  uint64_t bytes = widest + HopBytes(c, shape, first, last);
+  uint64_t bytes = widest + HopBytes(c, shape, first, last, 3, uint64_t{64} << 20);
   // Residual and its increment, angles, choice of sparse attention, positions and tables.
   bytes += Rows(shape) *
            static_cast<uint64_t>(8 * c.hidden_dim + 4 * c.rope.dims + 4 * c.indexer.top_k + 8);
@@ -245,10 +247,17 @@ uint64_t CudaBaseBytes(const ModelFacts& model, const DeploymentShape& shape, bo
 
 uint64_t CudaHostBytes(const ModelFacts& model, const DeploymentShape& shape, bool first, bool last,
                        bool asks) {
-  uint64_t bytes = uint64_t{128 + 256} << 20;  // page-locked staging, the process
-  bytes += HopBytes(model.config, shape, first, last);
-  if (first) bytes += model.weights.embedding;
-  if (asks) bytes += ExchangeBytes(model.config, shape);
+  const ModelConfig& c = model.config;
+  uint64_t bytes = uint64_t{320} << 20;  // the process
+  bytes += HopBytes(c, shape, first, last, 4, 0);
+  // Page-locked: a bundle, embedded rows, a decode step's logits.
+  bytes += Rows(shape) * static_cast<uint64_t>(4 * (c.hidden_dim + c.indexer.top_k));
+  if (first) {
+    const uint64_t row = model.weights.embedding / static_cast<uint64_t>(c.vocab_size);
+    bytes += model.weights.embedding + Rows(shape) * row;
+  }
+  if (last) bytes += 32 * static_cast<uint64_t>(c.vocab_size);
+  if (asks) bytes += ExchangeBytes(c, shape);
   return bytes;
 }
 
@@ -257,7 +266,7 @@ uint64_t CpuBaseBytes(const ModelFacts& model, const DeploymentShape& shape, boo
   const ModelConfig& c = model.config;
   uint64_t bytes = Rows(shape) * static_cast<uint64_t>(12 * c.hidden_dim + 4 * c.indexer.top_k);
   bytes += std::min<uint64_t>(Rows(shape), 512) * CpuScratchPerRow(c) * 4;
-  bytes += HopBytes(c, shape, first, last) + (uint64_t{256} << 20);
+  bytes += HopBytes(c, shape, first, last, 4, 0) + (uint64_t{32} << 20);
   if (asks) bytes += ExchangeBytes(c, shape);
   if (first) bytes += model.weights.embedding;
   if (last) {
@@ -267,11 +276,25 @@ uint64_t CpuBaseBytes(const ModelFacts& model, const DeploymentShape& shape, boo
   return bytes;
 }
 
-uint64_t ExpertsBaseBytes(const ModelFacts& model, const DeploymentShape& shape) {
+// Every pick's inner values twice in f32 and once as bytes, and the activations as bytes. Stages on
+// GPUs of its host leave only few rows to it.
+uint64_t ExpertsBaseBytes(const ModelFacts& model, const DeploymentPlacement& placed,
+                          const ExpertsPlacement& experts) {
   const MoeConfig& moe = model.config.moe;
-  return Rows(shape) * static_cast<uint64_t>(moe.top_k) *
-             static_cast<uint64_t>(4 * (2 * moe.expert_dim + model.config.hidden_dim)) +
-         ExchangeBytes(model.config, shape) + (uint64_t{256} << 20);
+  uint64_t rows = Rows(placed.shape);
+  bool long_ones = false;
+  for (const StagePlacement& s : placed.stages) {
+    for (const ExpertsPart& part : s.remote_experts) {
+      if (&placed.experts[S(part.worker)] != &experts) continue;
+      long_ones |= s.device.is_cpu() || s.device.host != experts.device.host;
+    }
+  }
+  if (!long_ones) {
+    rows = std::min<uint64_t>(
+        rows, static_cast<uint64_t>(std::max(9, 5 * moe.num_experts / std::max(moe.top_k, 1))) - 1);
+  }
+  return rows * static_cast<uint64_t>(9 * moe.top_k * moe.expert_dim + model.config.hidden_dim) +
+         (uint64_t{32} << 20);
 }
 
 int PlacedLayers(const DeploymentWish& wish) {
@@ -503,7 +526,7 @@ std::map<std::string, uint64_t> Recount(const PlanRequest& request, const Placem
     }
     for (const ExpertsPlacement& e : placed.experts) {
       uint64_t& device = bytes[e.device.text()];
-      device += ExpertsBaseBytes(model, placed.shape);
+      device += ExpertsBaseBytes(model, placed, e);
       for (const LayerRange& range : e.layers) {
         for (int l = range.first; l < range.last; ++l) device += model.weights.layers[S(l)].experts;
       }

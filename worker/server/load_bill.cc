@@ -9,6 +9,7 @@
 #include "absl/strings/str_format.h"
 #include "common/base/host_limits.h"
 #include "common/base/status_macros.h"
+#include "common/model/buffers.h"
 
 namespace packtrain {
 namespace {
@@ -36,7 +37,9 @@ std::string BillText(const MemoryBill& bill) {
 absl::StatusOr<MemoryBill> HostBillOf(const LoadRequest& request, const ModelFacts& model) {
   DeploymentShape shape;
   if (request.experts) {
-    shape.max_tokens = request.experts->max_tokens;
+    // It does not know which stages will ask it for more.
+    shape.max_tokens =
+        std::min(request.experts->max_tokens, StreamedExpertsRows(model.config.moe) - 1);
     MemoryBill bill = ExpertsBaseBill(model, shape);
     for (const auto& [first, last] : request.experts->layers) {
       RETURN_IF_ERROR(CheckRange(model, first, last));
