@@ -183,7 +183,7 @@ MemoryBill StageBaseBill(const ModelFacts& model, const DeploymentShape& shape,
   const uint64_t link_ends = U(duties.receives + duties.sends);
   bill[BillItem::kTransport] = link_ends * (cuda ? kLentBundles * BundleBytes(c, shape) + kNcclBytes
                                                  : HostLinkBytes(c, shape));
-  if (duties.streams_experts && cuda) bill[BillItem::kStreaming] = ExpertRingBytes(model, shape);
+  if (duties.asks_experts && cuda) bill[BillItem::kStreaming] = ExpertRingBytes(model, shape);
   if (duties.asks_experts && !cuda) bill[BillItem::kTransport] += ExchangeBytes(c, shape);
   bill[BillItem::kRuntime] = cuda ? kCudaRuntime : kProcessRuntime;
   return bill;

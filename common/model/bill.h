@@ -94,6 +94,11 @@ struct DeploymentShape {
   int num_slots = 8;
   int num_snapshots = 0;
   int max_tokens = 512;  // rows of the largest ubatch
+  // Rows of a ubatch from which GPUs compute the experts that lie in RAM themselves, copying all of
+  // a layer; 0: never.
+  int streamed_rows = 0;
+
+  bool Streams(int rows) const { return streamed_rows > 0 && rows >= streamed_rows; }
 };
 
 enum class DeviceKind : uint8_t { kCpu, kCuda };
@@ -103,10 +108,9 @@ struct StageDuties {
   DeviceKind device = DeviceKind::kCpu;
   bool embeds = false;
   bool has_head = false;
-  bool receives = false;         // a stage in front of it
-  bool sends = false;            // a stage behind it
-  bool asks_experts = false;     // some of its routed experts are computed by an experts worker
-  bool streams_experts = false;  // and their weights come to the device for long prefill chunks
+  bool receives = false;      // a stage in front of it
+  bool sends = false;         // a stage behind it
+  bool asks_experts = false;  // some of its routed experts are computed by an experts worker
 };
 
 // One layer on its stage, without its routed experts; and those alone.

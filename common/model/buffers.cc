@@ -147,22 +147,12 @@ uint64_t CudaBufferBytes(const ModelFacts& model, const DeploymentShape& shape,
   return bytes + rows * U(c.hidden_dim) * kBoth + widest;
 }
 
-// Picks per expert of a layer at which both ways take equally long. Copying a layer takes
-// experts x bytes / link. A CPU computes about 280 GB/s of weights per pick (16 cores, 2-bit types:
-// 0.35 ms per row of 8 picks of 12 MB), so that takes picks x bytes / 280 GB/s. With 55 GB/s of
-// link: 5 picks per expert; all but e^-5 of the experts are then picked, so copying all is right.
-constexpr int kPicksPerExpert = 5;
-
 }  // namespace
 
 uint64_t StageBufferBytes(const ModelFacts& model, const DeploymentShape& shape,
                           const StageDuties& duties) {
   return duties.device == DeviceKind::kCuda ? CudaBufferBytes(model, shape, duties)
                                             : CpuBufferBytes(model, shape, duties);
-}
-
-int StreamedExpertsRows(const MoeConfig& moe) {
-  return std::max(kDecodeRows + 1, kPicksPerExpert * moe.num_experts / std::max(moe.top_k, 1));
 }
 
 int DeltaNetWidth(const DeltaNetConfig& delta) {
@@ -172,7 +162,7 @@ int DeltaNetWidth(const DeltaNetConfig& delta) {
 int ExpertRingSlots(int max_tokens) { return std::clamp(max_tokens / 512, 1, 6) + 2; }
 
 uint64_t ExpertRingBytes(const ModelFacts& model, const DeploymentShape& shape) {
-  if (shape.max_tokens < StreamedExpertsRows(model.config.moe)) return 0;
+  if (!shape.Streams(shape.max_tokens)) return 0;
   // A slot holds as many whole experts of a matrix as fit a piece, at least one.
   uint64_t matrix = 0;
   for (const LayerWeightBytes& layer : model.weights.layers) {

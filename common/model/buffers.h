@@ -13,12 +13,10 @@ namespace packtrain {
 uint64_t StageBufferBytes(const ModelFacts& model, const DeploymentShape& shape,
                           const StageDuties& duties);
 
-// Rows of a ubatch from which a GPU computes the experts that lie in RAM itself, copying all of a
-// layer: a CPU would take longer for so many.
-int StreamedExpertsRows(const MoeConfig& moe);
-// The ring of device memory that such experts come through. It keeps the link busy while a layer's
-// other parts are computed, which take a GPU about 5 us a row (GLM-5.2, H200: 10 ms for 2048 rows),
-// in which PCIe 5 copies 270 KB; and two pieces more, one being read and one being filled.
+// The ring of device memory that experts come through which lie in RAM. It keeps the link busy
+// while a layer's other parts are computed, which take a GPU about 5 us a row (GLM-5.2, H200: 10 ms
+// for 2048 rows), in which PCIe 5 copies 270 KB; and two pieces more, one being read and one being
+// filled.
 uint64_t ExpertRingBytes(const ModelFacts& model, const DeploymentShape& shape);
 int ExpertRingSlots(int max_tokens);
 // Values per row of Gated DeltaNet's inputs on a GPU. The room is used again by longer ubatches for

@@ -138,6 +138,7 @@ v1::CoordinatorMessage LoadMessage(const DeploymentPlan& plan, const FleetWorker
     stage->set_num_slots(static_cast<uint32_t>(plan.num_slots));
     stage->set_num_snapshots(static_cast<uint32_t>(plan.num_snapshots));
     stage->set_max_tokens(static_cast<uint32_t>(plan.max_tokens));
+    stage->set_streamed_rows(static_cast<uint32_t>(plan.streamed_rows));
     for (const FleetWorker* experts : worker.streams_from()) {
       v1::Load::ExpertsSegment* segment = load->add_experts_segments();
       segment->set_fd(experts->segment_fd());
@@ -149,6 +150,7 @@ v1::CoordinatorMessage LoadMessage(const DeploymentPlan& plan, const FleetWorker
   }
   v1::ExpertsSpec* experts = load->mutable_experts();
   experts->set_max_tokens(static_cast<uint32_t>(plan.max_tokens));
+  experts->set_streamed_rows(static_cast<uint32_t>(plan.streamed_rows));
   for (const LayerRange& r : worker.plan().expert_layers) SetRange(r, experts->add_layers());
   return message;
 }

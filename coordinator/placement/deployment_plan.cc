@@ -26,6 +26,7 @@ class Translation {
     plan_.num_pages = placed_.shape.num_pages;
     plan_.num_snapshots = placed_.shape.num_snapshots;
     plan_.max_tokens = placed_.shape.max_tokens;
+    plan_.streamed_rows = placed_.shape.streamed_rows;
     plan_.insecure = topology_.insecure;
     for (size_t i = 0; i < placed_.stages.size(); ++i) {
       const StagePlacement& stage = placed_.stages[i];

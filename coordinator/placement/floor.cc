@@ -4,7 +4,6 @@
 #include <map>
 
 #include "absl/strings/str_cat.h"
-#include "common/model/buffers.h"
 #include "coordinator/placement/work.h"
 
 namespace packtrain {
@@ -99,7 +98,7 @@ class PrefillWork {
 
  private:
   bool Streams(const WorkerPlan& stage, int rows) const {
-    return stage.device != "cpu" && rows >= StreamedExpertsRows(model_.config.moe);
+    return stage.device != "cpu" && plan_.streamed_rows > 0 && rows >= plan_.streamed_rows;
   }
   const WorkerPlan& StageOf(int layer) const {
     return *std::find_if(plan_.workers.begin(), plan_.workers.end(), [&](const WorkerPlan& w) {

@@ -52,7 +52,8 @@ struct DeploymentPlan {
   int num_slots = 8;
   int num_pages = 0;
   int num_snapshots = 0;
-  int max_tokens = 512;  // rows of one step
+  int max_tokens = 512;   // rows of one step
+  int streamed_rows = 0;  // as in DeploymentShape
   std::vector<WorkerPlan> workers;
   std::vector<LinkPin> links;
   bool insecure = false;  // unencrypted connections beyond loopback are allowed

@@ -7,7 +7,6 @@
 #include "absl/strings/str_format.h"
 #include "common/base/check.h"
 #include "common/base/status_macros.h"
-#include "common/model/buffers.h"
 #include "common/model/step.h"
 #include "coordinator/placement/candidates.h"
 #include "coordinator/placement/device_rates.h"
@@ -27,13 +26,15 @@ constexpr uint64_t kHostShareDivisor = 100;
 
 constexpr uint64_t kUnknownCapacity = uint64_t{1} << 50;
 
+// At most, of a decode step, for which a GPU never copies experts.
+constexpr int kDecodeRows = 8;
 constexpr int kDefaultContext = 32768;
 // A running sequence's own, and one of a prefix that others may share.
 constexpr int kSnapshotsPerSlot = 2;
 
 size_t S(int value) { return static_cast<size_t>(value); }
 
-// Duties as an index: embeds, has_head, receives, sends, asks_experts (and streams them on a GPU).
+// Duties as an index: embeds, has_head, receives, sends, asks_experts.
 constexpr size_t kDutyBits = 32;
 
 StageDuties DutiesOfBits(DeviceKind kind, size_t bits) {
@@ -43,8 +44,7 @@ StageDuties DutiesOfBits(DeviceKind kind, size_t bits) {
           .has_head = (bits & 2) != 0,
           .receives = (bits & 4) != 0,
           .sends = (bits & 8) != 0,
-          .asks_experts = asks,
-          .streams_experts = asks && kind == DeviceKind::kCuda};
+          .asks_experts = asks};
 }
 
 size_t BitsOf(const Problem& p, const StageChoice& choice) {
@@ -69,6 +69,7 @@ class Builder {
       p_.hosts.push_back({capacity > taken ? capacity - taken : 0, DramOf(host, host.cpu.cores)});
     }
     RETURN_IF_ERROR(AddCandidates(taken_, &p_));
+    p_.shape.streamed_rows = StreamedRows();
     Sums();
     return std::move(p_);
   }
@@ -133,6 +134,35 @@ class Builder {
       p_.worker_prefill.push_back(SumOf(
           [&](int l) { return ExpertsPrefillSeconds(p_, e.weights, l, p_.shape.max_tokens); }));
     }
+  }
+
+  // From how many rows on it takes a host's CPU longer to compute all routed experts than its GPUs
+  // to copy them, of all GPUs alike; 0: never. Narrow links are not used for that.
+  int StreamedRows() const {
+    double copy_seconds = 0, links = 0;  // per byte; GPUs
+    for (const StageCandidate& s : p_.stages) {
+      if (s.kind != DeviceKind::kCuda || s.narrow) continue;
+      copy_seconds += 1 / s.link;
+      ++links;
+    }
+    if (links == 0 || p_.experts.empty()) return 0;
+    double bytes = 0;
+    for (const LayerWeightBytes& w : model_.weights.layers) bytes += static_cast<double>(w.experts);
+    copy_seconds *= bytes / links;
+    const auto computed_sooner = [&](int rows) {
+      double seconds = 0;
+      for (int l = 0; l < static_cast<int>(model_.weights.layers.size()); ++l) {
+        seconds += ExpertsPrefillSeconds(p_, p_.experts.front().weights, l, rows);
+      }
+      return seconds < copy_seconds;
+    };
+    int low = kDecodeRows, high = p_.shape.max_tokens;  // computed sooner; perhaps not
+    if (low >= high || computed_sooner(high)) return 0;
+    while (high - low > 1) {
+      const int middle = (low + high) / 2;
+      (computed_sooner(middle) ? low : high) = middle;
+    }
+    return high;
   }
 
   template <typename Seconds>
@@ -232,10 +262,7 @@ DeploymentShape ExpertsShape(const Problem& problem, const ExpertsCandidate& exp
     const StageCandidate& s = problem.stages[S(candidate)];
     return s.kind == DeviceKind::kCuda && s.host == experts.host;
   });
-  if (all_stream) {
-    shape.max_tokens =
-        std::min(shape.max_tokens, StreamedExpertsRows(problem.model->config.moe) - 1);
-  }
+  if (all_stream && shape.Streams(shape.max_tokens)) shape.max_tokens = shape.streamed_rows - 1;
   return shape;
 }
 

@@ -156,6 +156,7 @@ Json DeploymentJson(const DeploymentPlacement& d) {
                {"slots", d.shape.num_slots},
                {"snapshots", d.shape.num_snapshots},
                {"ubatch", d.shape.max_tokens},
+               {"streamed_rows", d.shape.streamed_rows},
                {"mtp", d.mtp}};
   json["stages"] = Json::array();
   for (const StagePlacement& s : d.stages) {

@@ -35,8 +35,7 @@ PrefillTime Prefill(const Problem& p, const StageChoice& choice, int rows,
   const StageCandidate& s = p.stages[S(choice.candidate)];
   // A GPU computes the experts in its host's RAM itself, if there are rows enough; their layers run
   // while they are copied.
-  const bool streams =
-      s.kind == DeviceKind::kCuda && rows >= StreamedExpertsRows(p.model->config.moe);
+  const bool streams = s.kind == DeviceKind::kCuda && p.shape.Streams(rows);
   double alone = times.own(choice.layers.first, choice.layers.last), copied = 0, workers = 0;
   if (!choice.resident.empty()) alone += times.experts(choice.resident.first, choice.resident.last);
   PrefillTime time;

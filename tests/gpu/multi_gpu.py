@@ -39,6 +39,7 @@ import serving
 # What two cards' links must bring over one card's, of at most 2.
 STREAMED_GAIN_MIN = 1.7
 STREAMED_PROMPTS = 8
+GLM_DENSE = 3  # layers without routed experts, the first ones
 
 
 class Checks:
@@ -103,10 +104,10 @@ class Bench:
         self._scratch.cleanup()
 
 
-def even_cuts(layers, parts):
-    """Inclusive ranges of about as many layers; the first, some of whose are dense, takes the rest."""
+def even_cuts(layers, parts, before=0):
+    """Inclusive ranges of about as many layers; the first takes the rest and the layers before."""
     each = layers // parts
-    ends = [layers - each * (parts - 1 - i) for i in range(parts)]
+    ends = [before + layers - each * (parts - 1 - i) for i in range(parts)]
     return ["%d-%d" % (begin, end - 1) for begin, end in zip([0, *ends], ends)]
 
 
@@ -385,7 +386,7 @@ def streamed(bench):
     length = 256 if bench.tiny else 4096
     speed, plans = {}, {}
     for count in (1, len(bench.devices)):
-        cuts = even_cuts(bench.layers, count)
+        cuts = even_cuts(bench.layers - GLM_DENSE, count, GLM_DENSE)
         text = topology([model("glm", path, bench.stages(cuts, None, 2 if bench.tiny else 70) +
                                [experts_worker()], context=8192, slots=STREAMED_PROMPTS,
                                ubatch=64 if bench.tiny else 2048)])

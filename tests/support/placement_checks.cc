@@ -191,8 +191,8 @@ uint64_t HopBytes(const ModelConfig& c, const DeploymentShape& shape, bool first
   return (first ? 0 : side) + (last ? 0 : side);
 }
 
-bool Streams(const ModelConfig& c, const DeploymentShape& shape) {
-  return shape.max_tokens >= std::max(9, 5 * c.moe.num_experts / std::max(c.moe.top_k, 1));
+bool Streams(const DeploymentShape& shape) {
+  return shape.streamed_rows > 0 && shape.max_tokens >= shape.streamed_rows;
 }
 
 // The ring that experts are copied through: pieces of whole experts, 128 MiB at most, three of them
@@ -241,7 +241,7 @@ uint64_t CudaBaseBytes(const ModelFacts& model, const DeploymentShape& shape, bo
   }
   if (last) bytes += model.weights.head + 8 * static_cast<uint64_t>(c.vocab_size) * 4;
   if (shape.max_tokens > 8) bytes += uint64_t{128} << 20;  // unpacked weights
-  if (asks && Streams(c, shape)) bytes += RingBytes(model, shape);
+  if (asks && Streams(shape)) bytes += RingBytes(model, shape);
   return bytes + (uint64_t{560} << 20);  // CUDA itself
 }
 
@@ -289,9 +289,8 @@ uint64_t ExpertsBaseBytes(const ModelFacts& model, const DeploymentPlacement& pl
       long_ones |= s.device.is_cpu() || s.device.host != experts.device.host;
     }
   }
-  if (!long_ones) {
-    rows = std::min<uint64_t>(
-        rows, static_cast<uint64_t>(std::max(9, 5 * moe.num_experts / std::max(moe.top_k, 1))) - 1);
+  if (!long_ones && Streams(placed.shape)) {
+    rows = static_cast<uint64_t>(placed.shape.streamed_rows) - 1;
   }
   return rows * static_cast<uint64_t>(9 * moe.top_k * moe.expert_dim + model.config.hidden_dim) +
          (uint64_t{32} << 20);

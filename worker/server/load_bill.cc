@@ -9,7 +9,6 @@
 #include "absl/strings/str_format.h"
 #include "common/base/host_limits.h"
 #include "common/base/status_macros.h"
-#include "common/model/buffers.h"
 
 namespace packtrain {
 namespace {
@@ -37,9 +36,10 @@ std::string BillText(const MemoryBill& bill) {
 absl::StatusOr<MemoryBill> HostBillOf(const LoadRequest& request, const ModelFacts& model) {
   DeploymentShape shape;
   if (request.experts) {
+    shape = {.max_tokens = request.experts->max_tokens,
+             .streamed_rows = request.experts->streamed_rows};
     // It does not know which stages will ask it for more.
-    shape.max_tokens =
-        std::min(request.experts->max_tokens, StreamedExpertsRows(model.config.moe) - 1);
+    if (shape.Streams(shape.max_tokens)) shape.max_tokens = shape.streamed_rows - 1;
     MemoryBill bill = ExpertsBaseBill(model, shape);
     for (const auto& [first, last] : request.experts->layers) {
       RETURN_IF_ERROR(CheckRange(model, first, last));
@@ -55,7 +55,8 @@ absl::StatusOr<MemoryBill> HostBillOf(const LoadRequest& request, const ModelFac
            .num_pages = std::max(s.num_pages, 0),
            .num_slots = std::max(s.num_slots, 0),
            .num_snapshots = std::max(s.num_snapshots, 0),
-           .max_tokens = std::max(s.max_tokens, 0)};
+           .max_tokens = std::max(s.max_tokens, 0),
+           .streamed_rows = s.streamed_rows};
   StageDuties duties = {.device = request.device == "cpu" ? DeviceKind::kCpu : DeviceKind::kCuda,
                         .embeds = s.embeds,
                         .has_head = s.has_head,

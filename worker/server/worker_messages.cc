@@ -33,6 +33,7 @@ absl::StatusOr<StageSpec> DecodeStage(const v1::StageSpec& in, int threads) {
   RETURN_IF_ERROR(Check("num_slots", in.num_slots(), 1, kRowsMax));
   RETURN_IF_ERROR(Check("num_snapshots", in.num_snapshots(), 0, kCountMax));
   RETURN_IF_ERROR(Check("max_tokens", in.max_tokens(), 1, kRowsMax));
+  RETURN_IF_ERROR(Check("streamed_rows", in.streamed_rows(), 0, kRowsMax));
   StageSpec spec;
   spec.first_layer = static_cast<int>(in.layers().first());
   spec.last_layer = static_cast<int>(in.layers().last());
@@ -43,6 +44,7 @@ absl::StatusOr<StageSpec> DecodeStage(const v1::StageSpec& in, int threads) {
   spec.num_slots = static_cast<int>(in.num_slots());
   spec.num_snapshots = static_cast<int>(in.num_snapshots());
   spec.max_tokens = static_cast<int>(in.max_tokens());
+  spec.streamed_rows = static_cast<int>(in.streamed_rows());
   spec.threads = threads;
   spec.resident_first = static_cast<int>(in.resident_experts().first());
   spec.resident_last = static_cast<int>(in.resident_experts().last());
@@ -100,11 +102,13 @@ absl::StatusOr<LoadRequest> DecodeLoad(const v1::Load& load) {
   } else if (load.has_experts()) {
     RETURN_IF_ERROR(Check("number of layer ranges", load.experts().layers_size(), 1, kLayersMax));
     RETURN_IF_ERROR(Check("max_tokens", load.experts().max_tokens(), 1, kRowsMax));
+    RETURN_IF_ERROR(Check("streamed_rows", load.experts().streamed_rows(), 0, kRowsMax));
     for (const v1::LayerRange& range : load.experts().layers()) {
       RETURN_IF_ERROR(CheckRange("layers", range));
     }
     request.experts = {Ranges(load.experts().layers()),
-                       static_cast<int>(load.experts().max_tokens())};
+                       static_cast<int>(load.experts().max_tokens()),
+                       static_cast<int>(load.experts().streamed_rows())};
   } else {
     return absl::InvalidArgumentError("load: neither stage nor experts");
   }

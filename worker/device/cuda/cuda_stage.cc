@@ -8,7 +8,6 @@
 
 #include "absl/strings/str_format.h"
 #include "common/base/status_macros.h"
-#include "common/model/buffers.h"
 #include "common/weights/gguf.h"
 #include "worker/graph/ubatch_check.h"
 #include "worker/ops/rope.h"
@@ -153,7 +152,7 @@ absl::Status CudaStage::Bind(const ModelTensors& tensors, const WeightSource& so
           absl::StrFormat("nobody serves the experts of layer %d", layer));
     }
     remote_experts_.Add(layer);
-    if (spec_.max_tokens >= StreamedExpertsRows(config_.moe)) {
+    if (spec_.Streams(spec_.max_tokens)) {
       RETURN_IF_ERROR(BindStreamed(layer, tensors, *types));
     }
   }
@@ -277,7 +276,7 @@ absl::Status CudaStage::AllocateHost() {
 }
 
 bool CudaStage::Streams(int rows) const {
-  return run_.expert_stream != nullptr && rows >= StreamedExpertsRows(config_.moe);
+  return run_.expert_stream != nullptr && spec_.Streams(rows);
 }
 
 bool CudaStage::SelectionCrosses(int layer) const {

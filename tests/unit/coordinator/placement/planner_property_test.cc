@@ -101,8 +101,7 @@ class LeastRam {
                                 .embeds = first == 0,
                                 .has_head = last == p_.num_layers,
                                 .receives = first > 0,
-                                .sends = last<p_.num_layers, .asks_experts = away> 0,
-                                .streams_experts = away > 0};
+                                .sends = last<p_.num_layers, .asks_experts = away> 0};
     if (StageBill(*p_.model, p_.shape, duties, first, last, in.first, in.last).total() >
         p_.stages[card].capacity) {
       return std::numeric_limits<double>::infinity();

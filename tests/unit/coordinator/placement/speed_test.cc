@@ -46,22 +46,45 @@ TEST(SpeedTest, APromptOnOneStageTakesItsUbatchesOneAfterTheOther) {
 // All experts are copied once for a ubatch, whatever its length.
 TEST(SpeedTest, StreamedExpertsCostTheLinkOncePerUbatch) {
   const ModelFacts model = GlmLikeModel(6, false, 2.4);
-  const Rig rig = OneBox({TestGpu(0, 24, 936, 1)}, 64);
+  const Rig rig = OneBox({TestGpu(0, 24, 936, 3)}, 64);
   const DeploymentWish wish = WishFor(model);
   const std::vector<StageChoice> stages = {{0, {0, 6}, {3, 3}, {{0, {3, 6}}}}};
-  const double copies = 3 * static_cast<double>(model.weights.layers[3].experts) / 1e9;
-  for (const int ubatch : {512, 1024, 2048}) {
+  const double copies = 3 * static_cast<double>(model.weights.layers[3].experts) / 3e9;
+  for (const int ubatch : {1024, 2048, 4096}) {
     const Problem problem = *BuildProblem(rig, wish, {}, ubatch);
+    ASSERT_TRUE(problem.shape.Streams(ubatch));
     const double seconds = PromptSeconds(problem, stages, 4096);
     EXPECT_NEAR(seconds, 4096 / ubatch * copies, 0.2 * seconds) << ubatch;
   }
+}
+
+TEST(SpeedTest, ExpertsAreStreamedFromWhereThatIsSooner) {
+  const ModelFacts model = GlmLikeModel(6, false, 2.4);
+  const DeploymentWish wish = WishFor(model);
+  int before = 0;
+  for (const double link : {40.0, 12.0, 6.0}) {
+    const Rig rig = OneBox({TestGpu(0, 24, 936, link)}, 64);
+    const Problem problem = *BuildProblem(rig, wish, {}, 2048);
+    const double copies = 3 * static_cast<double>(model.weights.layers[3].experts) / (link * 1e9);
+    const auto computed = [&](int rows) {
+      return 3 * ExpertsPrefillSeconds(problem, problem.experts[0].weights, 3, rows);
+    };
+    const int rows = problem.shape.streamed_rows;
+    EXPECT_GT(rows, before) << link;
+    EXPECT_GE(computed(rows), copies) << link;
+    EXPECT_LT(computed(rows - 1), copies) << link;
+    before = rows;
+    EXPECT_EQ(BuildProblem(rig, wish, {}, rows - 1)->shape.streamed_rows, 0) << link;
+  }
+  const Rig riser = OneBox({TestGpu(0, 24, 936, 1)}, 64);
+  EXPECT_EQ(BuildProblem(riser, wish, {}, 8192)->shape.streamed_rows, 0) << "an x1 link";
 }
 
 // Stages work at once on different ubatches, so two of them need no more than the half and what
 // fills the pipeline; experts workers and DRAM that they share are there only once.
 TEST(SpeedTest, StagesWorkAtOnceAndShareTheExpertsWorker) {
   const ModelFacts model = GlmLikeModel(11, false, 2.4);
-  const Rig rig = OneBox({TestGpu(0, 48, 936, 12), TestGpu(1, 48, 936, 12)}, 64);
+  const Rig rig = OneBox({TestGpu(0, 48, 936, 6), TestGpu(1, 48, 936, 6)}, 64);
   const DeploymentWish wish = WishFor(model);
   const Problem problem = *BuildProblem(rig, wish, {}, 128);
   const int prompt = 128 * 32;

@@ -47,7 +47,8 @@ TEST_P(CudaMemoryTest, AStageTakesWhatItsBillSays) {
                                  .num_pages = c.context / 64,
                                  .num_slots = 4,
                                  .num_snapshots = 8,
-                                 .max_tokens = c.max_tokens};
+                                 .max_tokens = c.max_tokens,
+                                 .streamed_rows = 160};
   const StageSpec spec = {.last_layer = layers,
                           .embeds = true,
                           .has_head = true,
@@ -56,6 +57,7 @@ TEST_P(CudaMemoryTest, AStageTakesWhatItsBillSays) {
                           .num_slots = shape.num_slots,
                           .num_snapshots = shape.num_snapshots,
                           .max_tokens = c.max_tokens,
+                          .streamed_rows = shape.streamed_rows,
                           .resident_first = c.resident_first,
                           .resident_last = c.resident_last};
   NoExperts experts;
@@ -67,13 +69,10 @@ TEST_P(CudaMemoryTest, AStageTakesWhatItsBillSays) {
   ASSERT_TRUE(memory.ok()) << memory.status();
 
   const bool asks = c.resident_last < layers;
-  const MemoryBill bill = StageBill(*facts, shape,
-                                    {.device = DeviceKind::kCuda,
-                                     .embeds = true,
-                                     .has_head = true,
-                                     .asks_experts = asks,
-                                     .streams_experts = asks},
-                                    0, layers, c.resident_first, c.resident_last);
+  const MemoryBill bill = StageBill(
+      *facts, shape,
+      {.device = DeviceKind::kCuda, .embeds = true, .has_head = true, .asks_experts = asks}, 0,
+      layers, c.resident_first, c.resident_last);
   const auto near = [](uint64_t actual, uint64_t predicted, double share) {
     EXPECT_NEAR(static_cast<double>(actual), static_cast<double>(predicted),
                 share * static_cast<double>(actual) + (1 << 20));
