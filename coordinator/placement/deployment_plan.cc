@@ -27,6 +27,7 @@ class Translation {
     plan_.num_snapshots = placed_.shape.num_snapshots;
     plan_.max_tokens = placed_.shape.max_tokens;
     plan_.insecure = topology_.insecure;
+    plan_.tls = topology_.tls;
     for (size_t i = 0; i < placed_.stages.size(); ++i) {
       const StagePlacement& stage = placed_.stages[i];
       ASSIGN_OR_RETURN(WorkerPlan worker, Worker(stage.device, stage.wish, stage.threads));
