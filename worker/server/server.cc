@@ -79,8 +79,8 @@ int Serve(const Flags& flags, std::shared_ptr<const Tls> tls, ModelLoader loader
   spdlog::debug("listening on {}", address);
   int signal = 0;
   sigwait(&signals, &signal);
-  // Streams end, threads that wait for peers are left behind: the process ends here. Idle channels of
-  // the coordinator's are not waited for, and would not close by themselves.
+  // Streams end, threads that wait for peers are left behind: the process ends here. Idle channels
+  // of the coordinator's are not waited for, and would not close by themselves.
   server->Shutdown(std::chrono::system_clock::now() + std::chrono::milliseconds(50));
   spdlog::default_logger()->flush();
   _exit(0);
