@@ -212,6 +212,17 @@ absl::Status ReadTopology(const YamlNode& root, const YamlPlace& place, Topology
        {"insecure",
         [&](auto& v, auto& p) {
           return ReadBool(v, p, {"false", "true"}, &out->insecure);
+        }},
+       {"tls",
+        [&](auto& v, auto& p) {
+          TlsFiles& tls = out->tls;
+          out->tls_line = p.line;
+          return ReadMap(
+              v, p,
+              {{"ca", [&](auto& n, auto& q) { return ReadText(n, q, &tls.ca); }},
+               {"certificate", [&](auto& n, auto& q) { return ReadText(n, q, &tls.certificate); }},
+               {"key", [&](auto& n, auto& q) { return ReadText(n, q, &tls.key); }}},
+              {"ca", "certificate", "key"});
         }}},
       {"models"});
 }
@@ -273,6 +284,11 @@ absl::StatusOr<Topology> LoadTopology(const std::string& path) {
   ASSIGN_OR_RETURN(Topology topology, ParseTopology(text.str(), path));
   const std::filesystem::path folder = std::filesystem::path(path).parent_path();
   for (ModelEntry& model : topology.models) model.path = (folder / model.path).string();
+  if (topology.tls.given()) {
+    for (std::string* pem : {&topology.tls.ca, &topology.tls.certificate, &topology.tls.key}) {
+      *pem = (folder / *pem).string();
+    }
+  }
   RETURN_IF_ERROR(CheckModelFiles(topology));
   return topology;
 }

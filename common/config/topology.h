@@ -12,6 +12,7 @@
 #include "absl/status/statusor.h"
 #include "common/model/kv_layout.h"
 #include "common/model/layer_range.h"
+#include "common/rpc/tls_files.h"
 
 namespace packtrain {
 
@@ -44,7 +45,7 @@ struct ModelEntry {
   int context = 0;               // positions of one sequence; 0: planned
   KvCacheType kv_cache = KvCacheType::kF16;
   bool thinking = false;
-  int slots = 0;  // sequences that run at once, 0: planned
+  int slots = 0;    // sequences that run at once, 0: planned
   int ubatch = 0;   // rows of one step: a prompt is computed in chunks of it; 0: planned
   int threads = 0;  // default of its workers
   std::vector<WorkerEntry> workers;  // none: all is planned
@@ -66,6 +67,8 @@ struct Topology {
   std::vector<LinkEntry> links;
   std::vector<std::string> api_keys;
   bool insecure = false;  // plain connections to workers beyond loopback are accepted
+  TlsFiles tls;           // relative paths are to the topology's folder
+  int tls_line = 0;
 };
 
 // Parses and checks all that can be known without the model files.

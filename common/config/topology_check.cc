@@ -20,6 +20,9 @@ class Checker {
 
   absl::Status Run() {
     RETURN_IF_ERROR(CheckHosts());
+    if (topology_->insecure && topology_->tls.given()) {
+      return Error(topology_->tls_line, "tls and insecure: true exclude each other");
+    }
     RETURN_IF_ERROR(CheckModels());
     for (ModelEntry& model : topology_->models) RETURN_IF_ERROR(CheckWorkers(&model));
     return CheckLinks();

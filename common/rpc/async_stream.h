@@ -1,8 +1,8 @@
 #pragma once
 
 // For the asynchronous side of gRPC: one thread takes all that happens on a connection, so that a
-// message wakes nobody but who reads it. (The synchronous side has several threads wait for the same
-// descriptors.)
+// message wakes nobody but who reads it. (The synchronous side has several threads wait for the
+// same descriptors.)
 
 #include <grpcpp/grpcpp.h>
 

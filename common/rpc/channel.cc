@@ -27,10 +27,19 @@ void KeepLibrary() {
   static_cast<void>(kept);
 }
 
+bool Encrypts(const std::string& address, const Tls* tls) {
+  return tls != nullptr && !address.starts_with("unix:");
+}
+
 }  // namespace
 
-std::shared_ptr<grpc::Channel> OpenChannel(const std::string& address) {
+std::shared_ptr<grpc::Channel> OpenChannel(const std::string& address, const Tls* tls) {
   KeepLibrary();
+  std::shared_ptr<grpc::ChannelCredentials> credentials =
+      Encrypts(address, tls) ? grpc::SslCredentials({.pem_root_certs = tls->ca,
+                                                     .pem_private_key = tls->key,
+                                                     .pem_cert_chain = tls->certificate})
+                             : grpc::InsecureChannelCredentials();
   grpc::ChannelArguments args;
   args.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
   args.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, kKeepaliveTimeMs);
@@ -43,7 +52,7 @@ std::shared_ptr<grpc::Channel> OpenChannel(const std::string& address) {
   args.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 500);
   args.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
   args.SetMaxReceiveMessageSize(kMaxMessageBytes);
-  return grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), args);
+  return grpc::CreateCustomChannel(address, credentials, args);
 }
 
 void ConfigureServer(grpc::ServerBuilder* builder) {
@@ -58,7 +67,17 @@ void ConfigureServer(grpc::ServerBuilder* builder) {
   builder->AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
 }
 
-absl::Status CheckAddressAllowed(std::string_view address, bool insecure) {
+std::shared_ptr<grpc::ServerCredentials> ServerCredentialsFor(const std::string& address,
+                                                              const Tls* tls) {
+  if (!Encrypts(address, tls)) return grpc::InsecureServerCredentials();
+  grpc::SslServerCredentialsOptions options(
+      GRPC_SSL_REQUEST_AND_REQUIRE_CLIENT_CERTIFICATE_AND_VERIFY);
+  options.pem_root_certs = tls->ca;
+  options.pem_key_cert_pairs.push_back({tls->key, tls->certificate});
+  return grpc::SslServerCredentials(options);
+}
+
+absl::Status CheckAddressAllowed(std::string_view address, bool encrypted, bool insecure) {
   if (address.starts_with("unix:")) return absl::OkStatus();
   const size_t colon = address.rfind(':');
   if (colon == std::string_view::npos || colon == 0 || colon + 1 == address.size()) {
@@ -67,12 +86,12 @@ absl::Status CheckAddressAllowed(std::string_view address, bool insecure) {
   }
   const std::string_view host = address.substr(0, colon);
   const bool loopback = host == "localhost" || host == "[::1]" || host.starts_with("127.");
-  if (loopback || insecure) return absl::OkStatus();
-  return absl::FailedPreconditionError(
-      absl::StrFormat("address '%s' is not loopback and connections are not encrypted: allow it "
-                      "with --insecure, in a "
-                      "topology with insecure: true",
-                      address));
+  if (loopback || encrypted || insecure) return absl::OkStatus();
+  return absl::FailedPreconditionError(absl::StrFormat(
+      "address '%s' is not loopback: give certificates (--tls-ca, --tls-certificate, "
+      "--tls-key; tls: in a topology) or allow plain connections (--insecure; "
+      "insecure: true in a topology)",
+      address));
 }
 
 }  // namespace packtrain

@@ -31,7 +31,8 @@ std::string MemoryLine(const std::string& model, const WorkerPlan& worker,
 absl::Status CheckAddresses(const Topology& topology, const ModelEntry& entry) {
   for (const WorkerEntry& worker : entry.workers) {
     if (worker.address.empty()) continue;
-    const absl::Status allowed = CheckAddressAllowed(worker.address, topology.insecure);
+    const absl::Status allowed =
+        CheckAddressAllowed(worker.address, topology.tls.given(), topology.insecure);
     if (!allowed.ok()) {
       return absl::InvalidArgumentError(
           absl::StrCat(topology.source, ":", worker.line, ": ", allowed.message()));
@@ -94,6 +95,10 @@ FleetOptions Service::Options(WorkerLoaded loaded) {
 absl::StatusOr<std::vector<std::unique_ptr<Service>>> OpenServices(
     const Topology& topology, HostFacts this_host, const SpeedQuestions& questions,
     LoadDisplay* display, WorkerLoaded loaded, Placement* placement) {
+  if (const absl::Status status = ReadTls(topology.tls).status(); !status.ok()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(topology.source, ":", topology.tls_line, ": tls: ", status.message()));
+  }
   ASSIGN_OR_RETURN(TopologyRequest request,
                    RequestFor(topology, RigAround(topology, std::move(this_host))));
   for (DeploymentWish& wish : request.request.deployments) {

@@ -244,15 +244,18 @@ class FleetPipeline::Impl {
     std::string data_host;
     for (const WorkerPlan& w : plan_.workers) {
       if (w.address.empty()) continue;
-      const absl::Status allowed = CheckAddressAllowed(w.address, plan_.insecure);
+      const absl::Status allowed =
+          CheckAddressAllowed(w.address, plan_.tls.given(), plan_.insecure);
       if (!allowed.ok()) return Named(w.name, allowed);
       ASSIGN_OR_RETURN(data_host, LocalAddressTowards(w.address));
     }
+    ASSIGN_OR_RETURN(const std::shared_ptr<const Tls> tls, ReadTls(plan_.tls));
     const std::string binary =
         options_.worker_binary.empty() ? SiblingBinary("packtrain-worker") : options_.worker_binary;
     for (const WorkerPlan& w : plan_.workers) {
       workers_.push_back(std::make_unique<FleetWorker>(
-          w, FleetWorker::Options{plan_.name, binary, directory_, data_host, plan_.insecure}));
+          w, FleetWorker::Options{plan_.name, binary, directory_, data_host, plan_.insecure,
+                                  plan_.tls, tls}));
     }
     if (!options_.create_segments) return absl::OkStatus();
     return CreateWorkerSegments(plan_, &workers_);

@@ -33,16 +33,33 @@ absl::Status FleetWorker::Start(uint64_t epoch, WorkerConnection::Events events,
         "--data-listen", elsewhere ? absl::StrCat(options_.data_host, ":0") : address + ".data",
         "--device",      plan_.device};
     if (elsewhere && options_.insecure) arguments.emplace_back("--insecure");
+    if (elsewhere && options_.tls != nullptr) {
+      const TlsFiles& files = options_.tls_files;
+      arguments.insert(arguments.end(), {"--tls-ca", files.ca, "--tls-certificate",
+                                         files.certificate, "--tls-key", files.key});
+    }
     std::vector<int> inherited;
     if (segment_fd_ >= 0) inherited.push_back(segment_fd_);
     for (const FleetWorker* experts : streams_from_) inherited.push_back(experts->segment_fd());
     ASSIGN_OR_RETURN(process_, WorkerProcess::Start(options_.binary, arguments, inherited));
   }
   lost = false;
+  const absl::Status status = Join(epoch, address, std::move(events), timeout, keep_waiting);
+  if (!absl::IsUnavailable(status) || local()) return status;
+  const std::string why = DiagnoseConnection(address, options_.tls.get());
+  if (why.empty()) return status;
+  return absl::UnavailableError(absl::StrCat("no connection to ", address, ": ", why));
+}
+
+absl::Status FleetWorker::Join(uint64_t epoch, const std::string& address,
+                               WorkerConnection::Events events, std::chrono::milliseconds timeout,
+                               const std::function<bool()>& keep_waiting) {
   ASSIGN_OR_RETURN(connection_,
-                   WorkerConnection::Connect(
-                       address, std::move(events), std::chrono::steady_clock::now() + timeout,
-                       [&] { return keep_waiting() && (!local() || process_->Ended().empty()); }));
+                   WorkerConnection::Connect(address, options_.tls.get(), std::move(events),
+                                             std::chrono::steady_clock::now() + timeout, [&] {
+                                               return keep_waiting() &&
+                                                      (!local() || process_->Ended().empty());
+                                             }));
   v1::CoordinatorMessage message;
   v1::Join* join = message.mutable_join();
   join->set_worker_id(absl::StrCat(options_.deployment, "/", plan_.name));

@@ -25,6 +25,8 @@ class FleetWorker {
     // Where other hosts reach workers of this one; empty: no other hosts.
     std::string data_host = {};
     bool insecure = false;
+    TlsFiles tls_files = {};                   // for workers started here
+    std::shared_ptr<const Tls> tls = nullptr;  // the same, read
   };
 
   FleetWorker(WorkerPlan plan, Options options);
@@ -67,6 +69,9 @@ class FleetWorker {
   std::atomic<bool> lost{false};
 
  private:
+  absl::Status Join(uint64_t epoch, const std::string& address, WorkerConnection::Events events,
+                    std::chrono::milliseconds timeout, const std::function<bool()>& keep_waiting);
+
   const WorkerPlan plan_;
   const Options options_;
   int starts_ = 0;

@@ -19,10 +19,11 @@ namespace packtrain {
 
 class WorkerConnection::Impl {
  public:
-  Impl(const std::string& address, const std::shared_ptr<grpc::Channel>& channel, Events events)
+  Impl(const std::string& address, const Tls* tls, const std::shared_ptr<grpc::Channel>& channel,
+       Events events)
       : events_(std::move(events)),
         control_(v1::Worker::NewStub(channel)),
-        health_(grpc::health::v1::Health::NewStub(OpenChannel(address))),
+        health_(grpc::health::v1::Health::NewStub(OpenChannel(address, tls))),
         stream_(control_->PrepareAsyncControl(&context_, &queue_)),
         writer_(stream_.get()) {
     stream_->StartCall(&started_);
@@ -143,24 +144,22 @@ class WorkerConnection::Impl {
 };
 
 absl::StatusOr<std::unique_ptr<WorkerConnection>> WorkerConnection::Connect(
-    const std::string& address, Events events, std::chrono::steady_clock::time_point deadline,
-    const std::function<bool()>& keep_waiting) {
+    const std::string& address, const Tls* tls, Events events,
+    std::chrono::steady_clock::time_point deadline, const std::function<bool()>& keep_waiting) {
   constexpr std::chrono::milliseconds kSlice(100);
-  const std::shared_ptr<grpc::Channel> channel = OpenChannel(address);
+  const std::shared_ptr<grpc::Channel> channel = OpenChannel(address, tls);
   while (!channel->WaitForConnected(std::chrono::system_clock::now() + kSlice)) {
     if (std::chrono::steady_clock::now() >= deadline || !keep_waiting()) {
       return absl::UnavailableError(absl::StrFormat("no worker answers at %s", address));
     }
   }
   return std::unique_ptr<WorkerConnection>(
-      new WorkerConnection(std::make_unique<Impl>(address, channel, std::move(events))));
+      new WorkerConnection(std::make_unique<Impl>(address, tls, channel, std::move(events))));
 }
 
 WorkerConnection::WorkerConnection(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 WorkerConnection::~WorkerConnection() = default;
-bool WorkerConnection::Send(const v1::CoordinatorMessage& message) {
-  return impl_->Send(message);
-}
+bool WorkerConnection::Send(const v1::CoordinatorMessage& message) { return impl_->Send(message); }
 void WorkerConnection::Begin(const v1::CoordinatorMessage& request, int answer) {
   impl_->Begin(request, answer);
 }

@@ -9,6 +9,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "common/rpc/tls.h"
 
 namespace packtrain {
 
@@ -27,11 +28,11 @@ class WorkerConnection {
     std::function<void(const absl::Status&)> lost;
   };
 
-  // Opens the stream; the worker need not listen yet. UNAVAILABLE if it does not until `deadline`
-  // or once `keep_waiting` (asked several times a second) says no.
+  // Opens the stream; the worker need not listen yet. `tls` as for OpenChannel. UNAVAILABLE if it
+  // does not until `deadline` or once `keep_waiting` (asked several times a second) says no.
   static absl::StatusOr<std::unique_ptr<WorkerConnection>> Connect(
-      const std::string& address, Events events, std::chrono::steady_clock::time_point deadline,
-      const std::function<bool()>& keep_waiting);
+      const std::string& address, const Tls* tls, Events events,
+      std::chrono::steady_clock::time_point deadline, const std::function<bool()>& keep_waiting);
   // Ends the stream and waits for the connection's thread.
   ~WorkerConnection();
 

@@ -28,6 +28,7 @@ class Translation {
     plan_.max_tokens = placed_.shape.max_tokens;
     plan_.streamed_rows = placed_.shape.streamed_rows;
     plan_.insecure = topology_.insecure;
+    plan_.tls = topology_.tls;
     for (size_t i = 0; i < placed_.stages.size(); ++i) {
       const StagePlacement& stage = placed_.stages[i];
       ASSIGN_OR_RETURN(WorkerPlan worker, Worker(stage.device, stage.wish, stage.threads));

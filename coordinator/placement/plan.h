@@ -10,6 +10,7 @@
 #include "common/model/bill.h"
 #include "common/model/kv_layout.h"
 #include "common/model/layer_range.h"
+#include "common/rpc/tls_files.h"
 
 namespace packtrain {
 
@@ -56,7 +57,8 @@ struct DeploymentPlan {
   int streamed_rows = 0;  // as in DeploymentShape
   std::vector<WorkerPlan> workers;
   std::vector<LinkPin> links;
-  bool insecure = false;  // unencrypted connections beyond loopback are allowed
+  bool insecure = false;  // plain connections beyond loopback are allowed
+  TlsFiles tls;           // for connections to other hosts
   int ordinal = 0;        // among the deployments served together
 };
 

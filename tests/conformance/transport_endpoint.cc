@@ -31,7 +31,7 @@ TransportEndpoint::TransportEndpoint(const std::string& transport, const std::st
   impl_->service.Register(&builder);
   impl_->server = builder.BuildAndStart();
   CHECK(impl_->server != nullptr);
-  impl_->transport = MakeGrpcTransport(&impl_->service);
+  impl_->transport = MakeGrpcTransport(&impl_->service, nullptr);
 }
 
 TransportEndpoint::~TransportEndpoint() {

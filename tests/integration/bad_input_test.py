@@ -8,7 +8,7 @@ import subprocess
 import tempfile
 import unittest
 
-from serving import BUILD, PACKTRAIN, PRIMARY, WORKER
+from serving import BUILD, PACKTRAIN, PRIMARY, WORKER, Server
 
 ONE = "workers: [{device: cpu}]"
 
@@ -141,6 +141,12 @@ class BadInputTest(unittest.TestCase):
             taken.listen()
             port = taken.getsockname()[1]
             self.expect_one_line([PACKTRAIN, *MODEL, "--port", port], (str(port), "in use"))
+
+    def test_chat_says_what_the_endpoint_refuses(self):
+        with Server(flags=["--model", PRIMARY]) as server:
+            endpoint = f"127.0.0.1:{server.port}"
+            self.expect_one_line([PACKTRAIN, "chat", "--endpoint", endpoint, "--model", "nobody", "hi"],
+                                 ('"nobody" does not exist',))
 
     def test_a_cut_file_is_refused(self):
         with tempfile.TemporaryDirectory() as folder:

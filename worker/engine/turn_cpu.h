@@ -2,8 +2,8 @@
 
 // Where threads of several processes take turns, each waiting while another computes, and nobody
 // spins, the turns of a small model are shorter than what it takes to wake up another CPU (about
-// 50 us in a virtual machine; a thread on the waker's own CPU runs after 4). So the threads share one
-// CPU as long as they do take turns and these are short. One thread.
+// 50 us in a virtual machine; a thread on the waker's own CPU runs after 4). So the threads share
+// one CPU as long as they do take turns and these are short. One thread.
 
 #include <sched.h>
 

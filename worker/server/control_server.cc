@@ -60,8 +60,8 @@ class ControlServer::Impl {
   std::thread thread_;
 };
 
-// A coordinator's stream: waits for one, reads Join, waits for its turn, hands messages to a Worker.
-// Deletes itself.
+// A coordinator's stream: waits for one, reads Join, waits for its turn, hands messages to a
+// Worker. Deletes itself.
 class ControlServer::Impl::ControlCall {
  public:
   explicit ControlCall(Impl* server) : server_(server) {

@@ -55,7 +55,8 @@ void ExpertsServers::ServeLinks(std::unique_ptr<ReceiveLink> requests,
   client->replies = std::move(replies);
   client->thread = std::thread([this, timeout, c = client.get()] {
     Turns backend(this);
-    const absl::Status status = ServeExperts(c->requests.get(), c->replies.get(), timeout, &backend);
+    const absl::Status status =
+        ServeExperts(c->requests.get(), c->replies.get(), timeout, &backend);
     if (absl::IsDataLoss(status)) spdlog::error("experts: {}", std::string(status.message()));
     c->requests->Close();
     c->replies->Close();

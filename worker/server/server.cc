@@ -26,6 +26,7 @@ struct Flags {
   std::string data_listen;
   std::string device = "cpu";
   bool insecure = false;
+  TlsFiles tls;
 };
 
 // Replaces port 0 by the port that was bound.
@@ -35,13 +36,13 @@ std::string BoundAddress(const std::string& address, int port) {
 }
 
 // Null if the address cannot be listened on; else the address that was bound.
-std::unique_ptr<grpc::Server> Listen(const std::string& address,
+std::unique_ptr<grpc::Server> Listen(const std::string& address, const Tls* tls,
                                      ControlServer* control, TensorService* tensors,
                                      std::string* bound) {
   grpc::ServerBuilder builder;
   ConfigureServer(&builder);
   int port = 0;
-  builder.AddListeningPort(address, grpc::InsecureServerCredentials(), &port);
+  builder.AddListeningPort(address, ServerCredentialsFor(address, tls), &port);
   if (control != nullptr) control->Register(&builder);
   if (tensors != nullptr) tensors->Register(&builder);
   std::unique_ptr<grpc::Server> server = builder.BuildAndStart();
@@ -51,7 +52,8 @@ std::unique_ptr<grpc::Server> Listen(const std::string& address,
   return nullptr;
 }
 
-int Serve(const Flags& flags, ModelLoader loader, DeviceLinks links) {
+int Serve(const Flags& flags, std::shared_ptr<const Tls> tls, ModelLoader loader,
+          DeviceLinks links) {
   sigset_t signals;
   sigemptyset(&signals);
   sigaddset(&signals, SIGTERM);
@@ -65,19 +67,21 @@ int Serve(const Flags& flags, ModelLoader loader, DeviceLinks links) {
   // these would wake up for every message of the control stream too.
   const bool apart = !flags.data_listen.empty();
   std::string address, data_address;
-  const auto server = Listen(flags.listen, &control, apart ? nullptr : &tensors, &address);
+  const auto server =
+      Listen(flags.listen, tls.get(), &control, apart ? nullptr : &tensors, &address);
   if (server == nullptr) return 1;
   std::unique_ptr<grpc::Server> data_server;
   if (apart) {
-    data_server = Listen(flags.data_listen, nullptr, &tensors, &data_address);
+    data_server = Listen(flags.data_listen, tls.get(), nullptr, &tensors, &data_address);
     if (data_server == nullptr) return 1;
   }
-  control.Start({flags.device, apart ? data_address : address, std::move(links)});
+  control.Start({flags.device, apart ? data_address : address, std::move(links), tls});
   spdlog::debug("listening on {}", address);
   int signal = 0;
   sigwait(&signals, &signal);
-  // Streams end, threads that wait for peers are left behind: the process ends here.
-  server->Shutdown(std::chrono::system_clock::now() + std::chrono::milliseconds(500));
+  // Streams end, threads that wait for peers are left behind: the process ends here. Idle channels
+  // of the coordinator's are not waited for, and would not close by themselves.
+  server->Shutdown(std::chrono::system_clock::now() + std::chrono::milliseconds(50));
   spdlog::default_logger()->flush();
   _exit(0);
 }
@@ -94,7 +98,18 @@ int RunWorker(int argc, char** argv, ModelLoader loader,
   app.add_option("--data-listen", flags.data_listen,
                  "where other workers connect, if not at --listen");
   app.add_option("--device", flags.device, "cpu or cuda:N")->capture_default_str();
-  app.add_flag("--insecure", flags.insecure, "allow unencrypted connections beyond loopback");
+  CLI::Option* insecure =
+      app.add_flag("--insecure", flags.insecure, "allow plain connections beyond loopback");
+  CLI::Option* ca = app.add_option("--tls-ca", flags.tls.ca,
+                                   "who signs the certificates of all processes, as all these a "
+                                   "PEM file")
+                        ->excludes(insecure);
+  CLI::Option* certificate =
+      app.add_option("--tls-certificate", flags.tls.certificate, "of this process");
+  CLI::Option* key = app.add_option("--tls-key", flags.tls.key, "of that certificate");
+  ca->needs(certificate, key);
+  certificate->needs(ca);
+  key->needs(ca);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
@@ -111,13 +126,18 @@ int RunWorker(int argc, char** argv, ModelLoader loader,
   }
   for (const std::string& address : {flags.listen, flags.data_listen}) {
     if (address.empty()) continue;
-    const absl::Status allowed = CheckAddressAllowed(address, flags.insecure);
+    const absl::Status allowed = CheckAddressAllowed(address, flags.tls.given(), flags.insecure);
     if (!allowed.ok()) {
       spdlog::error("{}", std::string(allowed.message()));
       return kUsageError;
     }
   }
-  return Serve(flags, std::move(loader), links(flags.device));
+  absl::StatusOr<std::shared_ptr<const Tls>> tls = ReadTls(flags.tls);
+  if (!tls.ok()) {
+    spdlog::error("{}", std::string(tls.status().message()));
+    return kUsageError;
+  }
+  return Serve(flags, *std::move(tls), std::move(loader), links(flags.device));
 }
 
 }  // namespace packtrain

@@ -59,7 +59,7 @@ class Worker::Impl {
         loader_(std::move(loader)),
         service_(service),
         send_(std::move(send)) {
-    transports_["grpc"] = MakeGrpcTransport(service_);
+    transports_["grpc"] = MakeGrpcTransport(service_, options_.tls);
   }
   ~Impl() {
     stopping_ = true;

@@ -8,6 +8,7 @@
 #include <string>
 
 #include "absl/status/status.h"
+#include "common/rpc/tls.h"
 #include "worker/engine/engine.h"
 #include "worker/server/device_links.h"
 #include "worker/server/model_loader.h"
@@ -26,6 +27,7 @@ struct WorkerOptions {
   std::string device;        // "cpu"
   std::string data_address;  // what peers dial
   DeviceLinks device_links{};
+  std::shared_ptr<const Tls> tls = nullptr;  // for connections to other hosts
 };
 
 class Worker {

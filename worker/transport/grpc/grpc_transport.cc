@@ -225,7 +225,8 @@ class GrpcSendLink : public SendLink {
 
 class GrpcTransport : public Transport {
  public:
-  explicit GrpcTransport(TensorService* service) : service_(service) {}
+  GrpcTransport(TensorService* service, std::shared_ptr<const Tls> tls)
+      : service_(service), tls_(std::move(tls)) {}
 
   std::string_view name() const override { return "grpc"; }
 
@@ -238,15 +239,16 @@ class GrpcTransport : public Transport {
   absl::StatusOr<std::unique_ptr<SendLink>> OpenSend(const ChannelId& channel, const PeerInfo& peer,
                                                      size_t max_bytes) override {
     const Clock::time_point deadline = Clock::now() + kOpenTimeout;
-    const auto grpc_channel = OpenChannel(peer.data_address);
+    const auto grpc_channel = OpenChannel(peer.data_address, tls_.get());
     while (true) {
       auto link = std::make_unique<GrpcSendLink>(grpc_channel, max_bytes);
       const absl::Status status = link->Open(channel, peer.epoch, deadline);
       if (status.ok()) return link;
       if (Clock::now() >= deadline || absl::IsDeadlineExceeded(status)) {
-        return absl::UnavailableError(absl::StrFormat("channel '%s' to '%s' at %s: %s",
-                                                      channel.name, channel.to, peer.data_address,
-                                                      std::string(status.message())));
+        const std::string why = DiagnoseConnection(peer.data_address, tls_.get());
+        return absl::UnavailableError(
+            absl::StrFormat("channel '%s' to '%s' at %s: %s", channel.name, channel.to,
+                            peer.data_address, why.empty() ? std::string(status.message()) : why));
       }
       std::this_thread::sleep_for(std::chrono::milliseconds(10));
     }
@@ -260,12 +262,14 @@ class GrpcTransport : public Transport {
 
  private:
   TensorService* const service_;
+  const std::shared_ptr<const Tls> tls_;
 };
 
 }  // namespace
 
-std::unique_ptr<Transport> MakeGrpcTransport(TensorService* service) {
-  return std::make_unique<GrpcTransport>(service);
+std::unique_ptr<Transport> MakeGrpcTransport(TensorService* service,
+                                             std::shared_ptr<const Tls> tls) {
+  return std::make_unique<GrpcTransport>(service, std::move(tls));
 }
 
 }  // namespace packtrain

@@ -40,7 +40,8 @@ TEST(WorkerProgramTest, ListeningBeyondLoopbackWithoutEncryptionIsRefusedInOneLi
   for (const char* flag : {"--listen 0.0.0.0:0", "--listen 127.0.0.1:0 --data-listen [::]:0"}) {
     const Outcome outcome = RunProgram(std::string(flag) + " 2>&1");
     EXPECT_EQ(outcome.status, 2) << flag;
-    EXPECT_NE(outcome.out.find("allow it with --insecure"), std::string::npos) << outcome.out;
+    EXPECT_NE(outcome.out.find("allow plain connections (--insecure"), std::string::npos)
+        << outcome.out;
     EXPECT_EQ(std::count(outcome.out.begin(), outcome.out.end(), '\n'), 1) << outcome.out;
   }
 }
