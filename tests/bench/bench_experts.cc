@@ -8,21 +8,29 @@
 //
 // --shape: hidden x expert dimension; top 8 of each token. Several tokens have picks of their own,
 // except in the lines marked "same". A pass is all layers once; figures are of the median pass.
+// "box us": the same passes asked for through the shared-memory mailbox of an experts worker, by a
+// client that spins, the worker's thread and pool on the other side.
+
+#include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <cstring>
+#include <functional>
 #include <map>
 #include <numeric>
 #include <random>
 #include <set>
 #include <string>
+#include <thread>
 #include <vector>
 
+#include "common/base/check.h"
 #include "tests/bench/cpu_bench.h"
 #include "worker/kernels/cpu/kernels.h"
 #include "worker/ops/experts.h"
+#include "worker/transport/shm/mailbox.h"
 
 namespace packtrain {
 namespace {
@@ -114,6 +122,40 @@ Step RandomPicks(size_t tokens, size_t experts, bool same, std::mt19937* random)
   return step;
 }
 
+// An experts worker's mailbox, both ends of it.
+class Mailbox {
+ public:
+  Mailbox(ExpertsBackend* experts, const MailboxShape& shape) {
+    const std::string name = "bench-experts-" + std::to_string(getpid());
+    constexpr std::chrono::seconds kLong(30);
+    constexpr std::chrono::microseconds kSpin(50);
+    auto server = MailboxServer::Listen(name, shape, kSpin);
+    CHECK(server.ok());
+    server_ = *std::move(server);
+    thread_ = std::thread([this, experts] { server_->Serve(experts).IgnoreError(); });
+    auto client = MailboxClient::Connect(name, shape, {.epoch = 1, .spin = kSpin, .timeout = kLong},
+                                         std::chrono::steady_clock::now() + kLong);
+    CHECK(client.ok());
+    client_ = *std::move(client);
+  }
+  ~Mailbox() {
+    server_->Close();
+    thread_.join();
+  }
+
+  absl::Status Compute(const ExpertsRequest& request, float* y) {
+    if (request.layer == 0) client_->BeginStep(++step_);
+    const absl::Status posted = client_->Post(request);
+    return posted.ok() ? client_->Await(y) : posted;
+  }
+
+ private:
+  std::unique_ptr<MailboxServer> server_;
+  std::thread thread_;
+  std::unique_ptr<MailboxClient> client_;
+  uint64_t step_ = 0;
+};
+
 class Bench {
  public:
   Bench(const Options& options, const CpuKernels& kernels) : options_(options), kernels_(kernels) {
@@ -133,8 +175,8 @@ class Bench {
     std::printf("%s, %zu layers of %zu experts %zux%zu, %s\n", std::string(kernels_.name).c_str(),
                 options_.layers, options_.experts, options_.hidden, options_.dim,
                 options_.pin ? "threads on CPUs of their own" : "threads free");
-    std::printf("%-8s %3s %-5s %8s %6s %8s %6s %6s %6s %6s\n", "mix", "thr", "tok", "us/layer",
-                "GB/s", "bound us", "share", "read", "inner", "down");
+    std::printf("%-8s %3s %-5s %8s %6s %8s %6s %6s %6s %6s %8s\n", "mix", "thr", "tok", "us/layer",
+                "GB/s", "bound us", "share", "read", "inner", "down", "box us");
     for (const std::string& name : options_.mixes) {
       const Mix& mix = *MixByName(name);
       FillLayers(mix);
@@ -183,7 +225,8 @@ class Bench {
   struct Timing {
     double seconds, distinct;
   };
-  Timing Time(LocalExperts* experts, size_t tokens, bool same) {
+  using Compute = std::function<absl::Status(const ExpertsRequest&, float*)>;
+  Timing Time(const Compute& compute, size_t tokens, bool same) {
     std::mt19937 random(7);
     std::vector<double> seconds;
     size_t distinct = 0;
@@ -201,7 +244,7 @@ class Bench {
                                         .x = x_.data(),
                                         .ids = steps[layer].ids.data(),
                                         .weights = pick_weights_.data()};
-        if (!experts->Compute(request, y_.data()).ok()) std::abort();
+        CHECK(compute(request, y_.data()).ok());
       }
       if (pass == 0) continue;
       seconds.push_back((Now() - start) / static_cast<double>(options_.layers));
@@ -230,19 +273,27 @@ class Bench {
     if (options_.pin) pool_options.cpus = CpuOrder();
     ThreadPool pool(pool_options);
     LocalExperts experts({.kernels = &kernels_, .pool = &pool}, 0, Layers(mix));
+    Mailbox mailbox(&experts, {.max_tokens = static_cast<int>(kMaxTokens),
+                               .hidden_dim = static_cast<int>(options_.hidden),
+                               .top_k = kTopK});
     double one = 0;
     for (const std::string& option : options_.tokens) {
       const size_t tokens = std::stoul(option);
       for (const bool same : {false, true}) {
         if (tokens == 1 && same) continue;
-        const Timing timing = Time(&experts, tokens, same);
+        const Timing timing = Time(
+            [&](const ExpertsRequest& request, float* y) { return experts.Compute(request, y); },
+            tokens, same);
+        const Timing boxed = Time(
+            [&](const ExpertsRequest& request, float* y) { return mailbox.Compute(request, y); },
+            tokens, same);
         if (tokens == 1) one = timing.seconds;
         const double bound = inner / std::min(read, inner_rate) + down / std::min(read, down_rate);
-        std::printf("%-8s %3d %-5s %8.1f %6.1f %8.1f %5.0f%% %6.1f %6.1f %6.1f", name.c_str(),
+        std::printf("%-8s %3d %-5s %8.1f %6.1f %8.1f %5.0f%% %6.1f %6.1f %6.1f %8.1f", name.c_str(),
                     threads, (option + (same ? "same" : "")).c_str(), timing.seconds * 1e6,
                     timing.distinct * (inner + down) / timing.seconds / 1e9,
                     timing.distinct * bound * 1e6, 100 * timing.distinct * bound / timing.seconds,
-                    read / 1e9, inner_rate / 1e9, down_rate / 1e9);
+                    read / 1e9, inner_rate / 1e9, down_rate / 1e9, boxed.seconds * 1e6);
         if (tokens > 1 && one > 0) {
           std::printf("   %.2f x one token's time, %.2f x its experts", timing.seconds / one,
                       timing.distinct / kTopK);
