@@ -196,7 +196,7 @@ GenerationRequest FakeDeployment::last_request() const {
 }
 
 bool FakeDeployment::WaitIdle() const {
-  const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(10);
+  const auto deadline = std::chrono::steady_clock::now() + std::chrono::minutes(2);
   MutexLock lock(&mutex_);
   while (!running_.empty()) {
     if (!changed_.WaitUntil(&mutex_, deadline)) return running_.empty();

@@ -81,7 +81,7 @@ class FakeDeployment : public Deployment {
   int submitted() const { return submitted_; }
   int cancelled() const { return cancelled_; }
   int finished() const { return finished_; }
-  // Waits until no request is queued or runs; false after ten seconds.
+  // Waits until no request is queued or runs; false after two minutes, when something hangs.
   bool WaitIdle() const;
 
  private:

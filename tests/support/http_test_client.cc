@@ -13,7 +13,7 @@ namespace packtrain {
 
 HttpTestClient::HttpTestClient(uint16_t port, int receive_buffer_bytes) {
   socket_ = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-  const timeval limit{20, 0};
+  const timeval limit{120, 0};
   setsockopt(socket_, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof(limit));
   setsockopt(socket_, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof(limit));
   if (receive_buffer_bytes > 0) {

@@ -1,6 +1,6 @@
 #pragma once
 
-// A small blocking HTTP client that can also misbehave. Reads give up after twenty seconds.
+// A small blocking HTTP client that can also misbehave. Reads give up after two minutes.
 
 #include <cstdint>
 #include <map>
