@@ -5,6 +5,7 @@
 #include <boost/asio/ip/tcp.hpp>
 #include <boost/beast/core.hpp>
 #include <boost/beast/http.hpp>
+#include <limits>
 
 #include "absl/strings/str_cat.h"
 
@@ -49,7 +50,8 @@ absl::StatusOr<int> Send(const HttpRequest& request,
 
   beast::flat_buffer buffer;
   http::response_parser<http::buffer_body> parser;
-  parser.body_limit(boost::none);
+  // Not boost::none: the distribution's Beast then refuses every body whose length is told.
+  parser.body_limit(std::numeric_limits<uint64_t>::max());
   http::read_header(socket, buffer, parser, error);
   if (error) return Broken(request, error);
   const int status = static_cast<int>(parser.get().result_int());
