@@ -278,10 +278,17 @@ absl::Status BenchEndpoint(const BenchOptions& options) {
 
 CLI::App* AddBench(CLI::App* app, BenchOptions* options) {
   CLI::App* bench = app->add_subcommand("bench", "measure prefill and decode of a deployment");
-  AddServedModel(bench, &options->served);
-  bench->add_option("--url", options->url, "a running endpoint, HOST:PORT, instead of a file")
-      ->excludes("topology")
-      ->excludes("--model");
+  const CLI::Option* model = AddServedModel(bench, &options->served);
+  const CLI::Option* topology = bench->get_option("topology");
+  const CLI::Option* url =
+      bench->add_option("--url", options->url, "a running endpoint, HOST:PORT, instead of a file")
+          ->excludes("topology")
+          ->excludes("--model");
+  bench->callback([topology, model, url] {
+    if (topology->count() + model->count() + url->count() == 0) {
+      throw CLI::RequiredError("a topology file, --model FILE or --url HOST:PORT");
+    }
+  });
   bench->add_option("--api-key", options->api_key, "the endpoint's")->needs("--url");
   bench->add_option("--name", options->name,
                     "model of the topology or endpoint; default: the first");

@@ -46,11 +46,11 @@ inline constexpr double kCpuCoreFlops = 30e9;  // quantised products of one core
 inline constexpr double kNarrowLink = 2e9;     // bytes/s: a riser with one lane
 // An exchange of GPU and experts worker besides two flags' round trips: 12 us in all.
 inline constexpr double kMailboxSeconds = 9e-6;
-// Hops, as workers measure them on one host before they serve: 24 KB one way, and bytes/s of long
-// chunks, which shm and gRPC copy twice. NCCL has the link's.
-inline constexpr double kNcclSeconds = 25e-6;
-inline constexpr double kShmSeconds = 48e-6, kShmRate = 1.1e9;
-inline constexpr double kGrpcSeconds = 135e-6, kGrpcRate = 1e9;
+// Hops, as workers measure them on one host before they serve: 24 KB one way, and bytes/s of 200 MB.
+// Two GPUs take shm for a decode step, which NCCL carries in 96 us, and NCCL for long chunks, at the
+// rate of their links.
+inline constexpr double kShmSeconds = 44e-6, kShmRate = 2.9e9;
+inline constexpr double kGrpcSeconds = 135e-6, kGrpcRate = 1.7e9;
 // Two stages on one card are two processes that take turns.
 inline constexpr double kTurnSeconds = 280e-6;
 

@@ -289,8 +289,8 @@ Hop HopBetween(const Problem& problem, int from, int to, int cut) {
     latency = kShmSeconds + kTurnSeconds;
     rate = kShmRate;
   } else if (a.kind == DeviceKind::kCuda && b.kind == DeviceKind::kCuda && !a.narrow && !b.narrow) {
-    hop.transport = "nccl";
-    latency = kNcclSeconds;
+    hop.transport = "shm, nccl";
+    latency = kShmSeconds;
     rate = std::min(a.link, b.link);
   } else if (!a.narrow && !b.narrow) {
     hop.transport = "shm";
