@@ -18,7 +18,10 @@ const LayerConfig& ConfigOf(const Problem& problem, int layer) {
 
 // Kernels that a layer adds to a decode step behind `depth` positions.
 int KernelsOf(const ModelConfig& config, const LayerConfig& layer, int depth) {
-  int kernels = layer.ffn == FfnKind::kMoe ? kMoeKernels : kDenseKernels;
+  int kernels = kDenseKernels;
+  if (layer.ffn == FfnKind::kMoe) {
+    kernels = kMoeKernels + (config.moe.shared_dim > 0 ? kSharedKernels : 0);
+  }
   switch (layer.attention) {
     case AttentionKind::kMla:
       kernels += kMlaKernels;

@@ -18,7 +18,7 @@ inline constexpr double kGroupedShare = 0.65;
 // Products of attention, of a bf16 product: 101 and 56 of 261 TFLOP/s.
 inline constexpr double kMlaShare = 0.39;
 inline constexpr double kGqaShare = 0.21;
-inline constexpr double kDeltaNetShare = 0.028;  // limited by its recurrence
+inline constexpr double kDeltaNetShare = 0.054;  // limited by its recurrence
 // Rows read and written between the products of a layer, in rows of the residual.
 inline constexpr double kActivationPasses = 45;
 // Products of attention in a decode step, of an f32 product: 10 and 6 of 26 TFLOP/s. They are in
@@ -27,12 +27,12 @@ inline constexpr double kMlaDecodeShare = 0.38;
 inline constexpr double kGqaDecodeShare = 0.24;
 // An f32 product of a bf16 one: 14 of 71 TFLOP/s, for cards as rigs list them.
 inline constexpr double kF32Share = 0.2;
-// Kernels of a decode step, which run as a graph; each costs something besides its bytes. Those of
-// the shared expert run beside others. Counted in worker/device/cuda; the sums are what the workers
-// count.
+// Kernels of a decode step, which run as a graph; each costs something besides its bytes. Counted
+// in worker/device/cuda; the sums are what the workers count.
 inline constexpr double kProductUs = 4.0;
 inline constexpr int kMlaKernels = 12, kIndexerKernels = 4, kSelectionKernels = 5;
-inline constexpr int kGqaKernels = 6, kDeltaNetKernels = 4, kMoeKernels = 5, kDenseKernels = 3;
+inline constexpr int kGqaKernels = 6, kDeltaNetKernels = 4;
+inline constexpr int kMoeKernels = 5, kSharedKernels = 2, kDenseKernels = 3;
 inline constexpr int kStageKernels = 4, kHeadKernels = 4;
 
 inline constexpr double kExpertsReadShare = 0.85;   // CPU kernels, of DRAM read
@@ -46,9 +46,9 @@ inline constexpr double kCpuCoreFlops = 30e9;  // quantised products of one core
 inline constexpr double kNarrowLink = 2e9;     // bytes/s: a riser with one lane
 // An exchange of GPU and experts worker besides two flags' round trips: 12 us in all.
 inline constexpr double kMailboxSeconds = 9e-6;
-// Hops, as workers measure them on one host before they serve: 24 KB one way, and bytes/s of 200 MB.
-// Two GPUs take shm for a decode step, which NCCL carries in 96 us, and NCCL for long chunks, at the
-// rate of their links.
+// Hops, as workers measure them on one host before they serve: 24 KB one way, and bytes/s of 200
+// MB. Two GPUs take shm for a decode step, which NCCL carries in 96 us, and NCCL for long chunks,
+// at the rate of their links.
 inline constexpr double kShmSeconds = 44e-6, kShmRate = 2.9e9;
 inline constexpr double kGrpcSeconds = 135e-6, kGrpcRate = 1.7e9;
 // Two stages on one card are two processes that take turns.

@@ -161,9 +161,13 @@ def serve(placement, path):
 
 
 def ram_bytes(seen):
-    """Of all workers. The model's file, where it is mapped, is the system's cache."""
-    return sum(size for worker in seen["ram"].values() for name, size in worker.items()
-               if name != seen["model"])
+    """Of all workers. Of the model's file, where it is mapped, a GPU stage goes on reading the
+    embedding table; the rest is the system's cache."""
+    bills = [use["bill"] for device in seen["plan"]["devices"] for use in device["uses"]
+             if device["device"].endswith("/cpu")]
+    embedding = sum(bill.get("embedding", 0) for bill in bills if "attention" not in bill)
+    return embedding + sum(size for worker in seen["ram"].values()
+                           for name, size in worker.items() if name != seen["model"])
 
 
 def compare(where, seen, table):
