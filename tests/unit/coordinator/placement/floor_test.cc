@@ -85,6 +85,7 @@ TEST(FloorTest, PrefillOnOneCardIsItsProducts) {
 TEST(FloorTest, PrefillFromRamIsItsCopiesOrTheProductsOfTheProcessor) {
   DeploymentPlan plan;
   plan.max_tokens = 1024;
+  plan.streamed_rows = 100;
   plan.workers = {Stage("cuda:0", {0, 2}, {})};
   WorkerPlan experts;
   experts.role = WorkerRole::kExperts;
@@ -99,6 +100,8 @@ TEST(FloorTest, PrefillFromRamIsItsCopiesOrTheProductsOfTheProcessor) {
   floor = FloorOfPrefill(SmallModel(), plan, SmallHost(), 8);
   ASSERT_TRUE(floor.has_value());
   EXPECT_EQ(floor->bound, "cpu DRAM");
+  plan.streamed_rows = 0;
+  EXPECT_EQ(FloorOfPrefill(SmallModel(), plan, SmallHost(), 1024)->bound, "cpu products");
   plan.workers[1].address = "10.0.0.2:7070";
   EXPECT_FALSE(FloorOfPrefill(SmallModel(), plan, SmallHost(), 8).has_value());
 }
