@@ -43,7 +43,7 @@ void JudgeGpus(const HostFacts& facts, std::vector<Finding>* out) {
     }
   }
   if (!facts.gpus.empty() && !facts.gpu_note.empty()) {
-    out->push_back({facts.gpu_note, "install the driver and libpacktrain_cuda.so"});
+    out->push_back({facts.gpu_note, "check the driver (nvidia-smi) and libpacktrain_cuda.so"});
   }
 }
 

@@ -14,6 +14,7 @@
 #include <filesystem>
 #include <fstream>
 #include <sstream>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
@@ -136,7 +137,19 @@ absl::StatusOr<HostFacts> ProbeThisHost(const std::vector<std::string>& storage)
     options.push_back("--probe-storage");
     options.push_back(path);
   }
-  return Probe(options);
+  ASSIGN_OR_RETURN(HostFacts facts, Probe(options));
+  if (!facts.gpu_note.empty()) return facts;  // the driver knows none of them
+  for (GpuFacts& gpu : facts.gpus) {
+    if (gpu.index < 0) continue;
+    // A process each: see ProbeCard.
+    ASSIGN_OR_RETURN(HostFacts one, Probe({"--probe-gpu", absl::StrCat(gpu.index)}));
+    if (one.gpus.empty()) {
+      facts.gpu_note = absl::StrFormat("cuda:%d cannot be measured: %s", gpu.index, one.gpu_note);
+    } else {
+      gpu = std::move(one.gpus.front());
+    }
+  }
+  return facts;
 }
 
 absl::Status WriteFactsCache(const HostFacts& facts, const std::string& path) {

@@ -14,9 +14,9 @@ namespace packtrain {
 // $XDG_CACHE_HOME/packtrain/host.json, else ~/.cache/packtrain/host.json; empty without a home.
 std::string FactsCachePath();
 
-// Runs `packtrain-worker --probe` from beside this program; `storage` are files or folders whose
-// storage is measured. Takes seconds. Errors: UNAVAILABLE with what the probe said;
-// DEADLINE_EXCEEDED after 50 s.
+// Runs `packtrain-worker --probe` from beside this program, for the host and then for each GPU;
+// `storage` are files or folders whose storage is measured. Takes seconds. Errors: UNAVAILABLE with
+// what the probe said; DEADLINE_EXCEEDED after 50 s.
 absl::StatusOr<HostFacts> ProbeThisHost(const std::vector<std::string>& storage);
 
 // Writes atomically. Errors: that of the system, naming the path.

@@ -65,6 +65,7 @@ class Bench:
         self.check = Checks()
         self._scratch = tempfile.TemporaryDirectory(prefix="packtrain-multi-", dir=options.scratch)
         self._models = {}
+        self.host_measured = False
 
     def synthetic(self, arch, layers, mix):
         """A model of real shapes, made when it is first asked for."""
@@ -333,6 +334,18 @@ def predicted(text):
     return json.loads(out)["deployments"][0]["predicted"]
 
 
+def doctor(bench):
+    """Leaves the facts that `predicted` goes by, once; every card has been measured."""
+    if bench.host_measured:
+        return
+    bench.host_measured = True
+    report = json.loads(subprocess.run([str(serving.PACKTRAIN), "doctor", "--json"],
+                                       capture_output=True, text=True, check=True).stdout)
+    rates = [gpu["bf16_tflops"] for gpu in report["facts"]["gpus"]]
+    bench.check(not bench.gpu or (len(rates) >= len(bench.devices) and min(rates) > 0),
+                "doctor measures every card", f"TFLOP/s {[round(rate) for rate in rates]}")
+
+
 def experts_worker():
     return "{device: cpu, role: experts, threads: %d}" % max((os.cpu_count() or 2) - 2, 1)
 
@@ -344,12 +357,12 @@ def compare(what, got, wanted):
 
 def resident(bench):
     """All experts on the cards but for those of the last two layers of each stage."""
+    doctor(bench)
     path = bench.synthetic("glm-5.2", bench.layers, "iq2_m")
     cuts = even_cuts(bench.layers, len(bench.devices))
     own = [re.sub(r"\d+$", lambda end: str(int(end[0]) - 2), cut) for cut in cuts]
     text = topology([model("glm", path, bench.stages(cuts, own, 2 if bench.tiny else 70) +
                            [experts_worker()], context=16384)])
-    subprocess.run([str(serving.PACKTRAIN), "doctor"], stdout=subprocess.DEVNULL)
     plan = predicted(text)
     begin = time.monotonic()
     with Server(text) as server:
@@ -382,6 +395,7 @@ def streamed(bench):
     """The same model and prompts, once with all layers on the first card and once spread over all
     cards: each card streams its own layers' experts, and chunks of the prompts follow each other
     so closely that all cards stream at once."""
+    doctor(bench)
     path = bench.synthetic("glm-5.2", bench.layers, "iq2_m")
     length = 256 if bench.tiny else 4096
     speed, plans = {}, {}

@@ -43,8 +43,9 @@ struct CudaPlugin {
                                                          const WeightSource& source,
                                                          const StageSpec& spec,
                                                          const CudaStageOptions& options);
-  // See ProbeGpus.
-  absl::StatusOr<std::vector<GpuFacts>> (*probe)(bool measure);
+  // See ProbeGpus and MeasureGpu.
+  absl::StatusOr<std::vector<GpuFacts>> (*probe)();
+  absl::StatusOr<GpuFacts> (*measure)(int device);
   // The device's place on the bus, which tells it apart on its host; empty if there is no such.
   std::string (*bus_id)(int device);
   // See worker/device/cuda/copy_meter.h.

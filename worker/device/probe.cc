@@ -16,12 +16,19 @@
 namespace packtrain {
 namespace {
 
+// What the bus tells of a card that the driver told the rest of.
+void TakeLink(const GpuFacts& card, GpuFacts* gpu) {
+  gpu->link_gt_per_s = card.link_gt_per_s;
+  gpu->link_gt_per_s_max = card.link_gt_per_s_max;
+  gpu->link_lanes = card.link_lanes;
+  gpu->link_lanes_max = card.link_lanes_max;
+  gpu->numa_node = card.numa_node;
+}
+
 // What driver and bus tell, as one list.
-void ProbeCards(bool measure, HostFacts* facts) {
+void ListCards(HostFacts* facts) {
   const absl::StatusOr<const CudaPlugin*> plugin = LoadCudaPlugin();
-  absl::StatusOr<std::vector<GpuFacts>> gpus =
-      plugin.ok() ? (*plugin)->probe(measure) : plugin.status();
-  // Idle cards lower the speed of their links: asked now, they have just been busy.
+  absl::StatusOr<std::vector<GpuFacts>> gpus = plugin.ok() ? (*plugin)->probe() : plugin.status();
   std::vector<GpuFacts> cards = ReadPciGpus("");
   if (!gpus.ok()) {
     if (!cards.empty()) facts->gpu_note = std::string(gpus.status().message());
@@ -34,13 +41,9 @@ void ProbeCards(bool measure, HostFacts* facts) {
                                     [&](const GpuFacts& gpu) { return gpu.pci == card.pci; });
     if (known == facts->gpus.end()) {
       facts->gpus.push_back(std::move(card));
-      continue;
+    } else {
+      TakeLink(card, &*known);
     }
-    known->link_gt_per_s = card.link_gt_per_s;
-    known->link_gt_per_s_max = card.link_gt_per_s_max;
-    known->link_lanes = card.link_lanes;
-    known->link_lanes_max = card.link_lanes_max;
-    known->numa_node = card.numa_node;
   }
 }
 
@@ -58,7 +61,7 @@ HostFacts ProbeHost(const ProbeOptions& options) {
   const CpuKernels& kernels = **SelectCpuKernels("");
   facts.cpu.isa = std::string(kernels.name);
   facts.memory = ReadMemoryFacts("");
-  ProbeCards(options.measure, &facts);
+  ListCards(&facts);
   if (!options.measure) return facts;
 
   int threads = facts.cpu.cores;
@@ -79,6 +82,22 @@ HostFacts ProbeHost(const ProbeOptions& options) {
   for (const std::string& path : options.storage) {
     facts.storage.push_back(MeasureStorageRead(path, measure));
   }
+  return facts;
+}
+
+HostFacts ProbeCard(int device) {
+  HostFacts facts;
+  const absl::StatusOr<const CudaPlugin*> plugin = LoadCudaPlugin();
+  absl::StatusOr<GpuFacts> gpu = plugin.ok() ? (*plugin)->measure(device) : plugin.status();
+  if (!gpu.ok()) {
+    facts.gpu_note = std::string(gpu.status().message());
+    return facts;
+  }
+  // Idle cards lower the speed of their links: asked now, it has just been busy.
+  for (const GpuFacts& card : ReadPciGpus("")) {
+    if (card.pci == gpu->pci) TakeLink(card, &*gpu);
+  }
+  facts.gpus.push_back(*std::move(gpu));
   return facts;
 }
 

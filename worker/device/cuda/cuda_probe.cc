@@ -82,7 +82,7 @@ absl::Status Rates(ProbeBench* bench, GpuFacts* facts) {
   return absl::OkStatus();
 }
 
-absl::Status Measure(GpuFacts* facts) {
+absl::Status MeasureRates(GpuFacts* facts) {
   ProbeBench bench;
   RETURN_IF_ERROR(bench.Open());
   RETURN_IF_ERROR(Copies(&bench, facts));
@@ -91,7 +91,7 @@ absl::Status Measure(GpuFacts* facts) {
   return MeasureWeights(&bench, facts);
 }
 
-absl::StatusOr<GpuFacts> ProbeGpu(int device, int count, bool measure) {
+absl::StatusOr<GpuFacts> ProbeGpu(int device, int count) {
   GpuFacts facts;
   facts.index = device;
   cudaDeviceProp properties;
@@ -115,23 +115,34 @@ absl::StatusOr<GpuFacts> ProbeGpu(int device, int count, bool measure) {
   RETURN_IF_CUDA(cudaMemGetInfo(&free, &total));
   facts.free_bytes = free;
   facts.memory_bytes = total;
-  if (measure && free >= kFreeNeeded) RETURN_IF_ERROR(Measure(&facts));
   return facts;
+}
+
+absl::StatusOr<int> CountGpus() {
+  int count = 0;
+  const cudaError_t code = cudaGetDeviceCount(&count);
+  if (code == cudaErrorNoDevice) return 0;
+  if (code != cudaSuccess) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("the CUDA driver cannot be used: ", cudaGetErrorString(code)));
+  }
+  return count;
 }
 
 }  // namespace
 
-absl::StatusOr<std::vector<GpuFacts>> ProbeGpus(bool measure) {
-  int count = 0;
-  if (const cudaError_t code = cudaGetDeviceCount(&count); code == cudaErrorNoDevice) {
-    return std::vector<GpuFacts>();
-  } else if (code != cudaSuccess) {
-    return absl::FailedPreconditionError(
-        absl::StrCat("the CUDA driver cannot be used: ", cudaGetErrorString(code)));
-  }
+absl::StatusOr<GpuFacts> MeasureGpu(int device) {
+  ASSIGN_OR_RETURN(const int count, CountGpus());
+  ASSIGN_OR_RETURN(GpuFacts facts, ProbeGpu(device, count));
+  if (facts.free_bytes >= kFreeNeeded) RETURN_IF_ERROR(MeasureRates(&facts));
+  return facts;
+}
+
+absl::StatusOr<std::vector<GpuFacts>> ProbeGpus() {
+  ASSIGN_OR_RETURN(const int count, CountGpus());
   std::vector<GpuFacts> gpus;
   for (int device = 0; device < count; ++device) {
-    ASSIGN_OR_RETURN(GpuFacts facts, ProbeGpu(device, count, measure));
+    ASSIGN_OR_RETURN(GpuFacts facts, ProbeGpu(device, count));
     RETURN_IF_CUDA(cudaDeviceReset());
     gpus.push_back(std::move(facts));
   }

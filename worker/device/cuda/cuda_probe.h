@@ -9,10 +9,12 @@
 
 namespace packtrain {
 
-// All GPUs, by ordinal, without what the PCIe bus tells of their links. With `measure` each is
-// measured for about two seconds and at most 1.5 GiB of its memory; rates of a card without that
-// much left stay unknown. Errors: FAILED_PRECONDITION without a usable driver, INTERNAL with
-// CUDA's words.
-absl::StatusOr<std::vector<GpuFacts>> ProbeGpus(bool measure);
+// All GPUs, by ordinal, without what the PCIe bus tells of their links and without rates.
+// Errors: FAILED_PRECONDITION without a usable driver, INTERNAL with CUDA's words.
+absl::StatusOr<std::vector<GpuFacts>> ProbeGpus();
+
+// One of them with its rates, in about two seconds and at most 1.5 GiB of its memory; of a card
+// without that much left they stay unknown. Once a process: kernels are set up for one device.
+absl::StatusOr<GpuFacts> MeasureGpu(int device);
 
 }  // namespace packtrain

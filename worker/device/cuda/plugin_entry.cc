@@ -60,6 +60,7 @@ packtrain_cuda_plugin() {
   static const packtrain::CudaPlugin plugin = {
       .create_stage = &packtrain::CreateStage,
       .probe = &packtrain::ProbeGpus,
+      .measure = &packtrain::MeasureGpu,
       .bus_id = &packtrain::BusId,
       .measure_copies = &packtrain::MeasureCopies,
       .pin_host = &packtrain::PinHost,
