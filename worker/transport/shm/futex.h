@@ -26,28 +26,45 @@ struct SharedEvent {
 };
 
 // How long a waiting end spins: until `budget` beyond the arrival that its last waits predict, not
-// at all with a budget of 0. Arrivals that are far off are slept for, and spins in vain become
-// rare: somebody else's work may keep the peer from its core, or we do. One thread.
+// at all with a budget of 0. Arrivals that are far off are slept for until shortly before they are
+// due, as they are when every stage of a pipeline takes its time in turn: that costs a core little
+// and saves the wake-up. Spins in vain become rare: somebody else's work may keep the peer from its
+// core, or we do. One thread.
 class SpinPredictor {
  public:
   explicit SpinPredictor(std::chrono::nanoseconds budget) : budget_(budget) {}
-  std::chrono::nanoseconds limit() const {
-    return budget_.count() == 0 || pause_ > 0 ? std::chrono::nanoseconds(0) : expected_ + budget_;
-  }
+  // Both from the beginning of the wait: it spins between them.
+  std::chrono::nanoseconds nap() const;
+  std::chrono::nanoseconds limit() const;
   void Observe(std::chrono::nanoseconds waited);
 
  private:
+  bool rests() const { return budget_.count() == 0 || pause_ > 0; }
+  bool naps() const;
+  void ObserveFar(std::chrono::nanoseconds waited);
+
   const std::chrono::nanoseconds budget_;
-  std::chrono::nanoseconds expected_{0};  // 0: not known, or too far off
-  int pause_ = 0;                         // waits until the next that spins
-  int next_pause_ = 0;                    // after the next spin in vain
+  std::chrono::nanoseconds expected_{0};    // 0: not known, or far off
+  std::chrono::nanoseconds far_{0};         // mean of the last waits, if these were long
+  std::chrono::nanoseconds far_spread_{0};  // mean distance from it
+  int pause_ = 0;                           // waits until the next that spins
+  int next_pause_ = 0;                      // after the next spin in vain
 };
 
 inline constexpr std::chrono::nanoseconds kSharedSlice = std::chrono::milliseconds(20);
 
-// Waits until `ready()` is true: spins as the predictor says, offering the core to others all the
-// time, then sleeps in slices of `slice()`; `alive()` is asked once per slice. False if `deadline`
-// passed or `alive()` said no.
+// Sleeps until woken, at most for `time`, unless `ready()` is true.
+template <typename Ready>
+void SleepShared(SharedEvent* event, std::chrono::nanoseconds time, const Ready& ready) {
+  event->sleepers.fetch_add(1, std::memory_order_seq_cst);
+  const uint32_t sequence = event->sequence.load(std::memory_order_seq_cst);
+  if (!ready()) FutexWait(event->sequence, sequence, time);
+  event->sleepers.fetch_sub(1, std::memory_order_relaxed);
+}
+
+// Waits until `ready()` is true: naps and spins as the predictor says, offering the core to others
+// all the time, then sleeps in slices of `slice()`; `alive()` is asked once per slice. False if
+// `deadline` passed or `alive()` said no.
 template <typename Ready, typename Alive, typename Slice>
 bool WaitShared(SharedEvent* event, SpinPredictor* spin,
                 std::chrono::steady_clock::time_point deadline, const Ready& ready,
@@ -56,7 +73,12 @@ bool WaitShared(SharedEvent* event, SpinPredictor* spin,
   const auto begin = std::chrono::steady_clock::now();
   if (spin->limit().count() > 0) {
     const auto until = std::min(deadline, begin + spin->limit());
+    const auto nap_end = std::min(deadline, begin + spin->nap());
     auto now = begin;
+    while (now < nap_end && !ready()) {
+      SleepShared(event, std::min<std::chrono::nanoseconds>(nap_end - now, slice()), ready);
+      now = std::chrono::steady_clock::now();
+    }
     do {
       for (int i = 0; i < 16; ++i) {
         if (ready()) {
@@ -69,19 +91,15 @@ bool WaitShared(SharedEvent* event, SpinPredictor* spin,
       now = std::chrono::steady_clock::now();
     } while (now < until);
   }
-  event->sleepers.fetch_add(1, std::memory_order_seq_cst);
   bool result = true;
-  while (true) {
-    const uint32_t sequence = event->sequence.load(std::memory_order_seq_cst);
-    if (ready()) break;
+  while (!ready()) {
     const auto left = deadline - std::chrono::steady_clock::now();
     if (left.count() <= 0 || !alive()) {
       result = ready();
       break;
     }
-    FutexWait(event->sequence, sequence, std::min<std::chrono::nanoseconds>(left, slice()));
+    SleepShared(event, std::min<std::chrono::nanoseconds>(left, slice()), ready);
   }
-  event->sleepers.fetch_sub(1, std::memory_order_relaxed);
   spin->Observe(std::chrono::steady_clock::now() - begin);
   return result;
 }

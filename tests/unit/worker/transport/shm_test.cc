@@ -61,6 +61,33 @@ TEST(SpinPredictorTest, ArrivalsThatAreFarOffAreSleptFor) {
   for (int i = 0; i < 20; ++i) spin.Observe(microseconds(800));
   spin.Observe(milliseconds(30));
   EXPECT_LE(spin.limit(), microseconds(50));
+  EXPECT_EQ(spin.nap().count(), 0);
+}
+
+TEST(SpinPredictorTest, RegularArrivalsFarOffAreSpunForWhenTheyAreDue) {
+  SpinPredictor spin(microseconds(50));
+  // A pause after a spin in vain lasts up to 63 waits.
+  for (int i = 0; i < 100; ++i) {
+    spin.Observe(microseconds(i % 2 == 0 ? 4980 : 5020));
+    if (spin.limit().count() == 0) continue;
+    EXPECT_LE(spin.limit() - spin.nap(), microseconds(600)) << i;
+  }
+  EXPECT_GE(spin.nap(), microseconds(4700));
+  EXPECT_LE(spin.nap(), microseconds(4930));
+  EXPECT_GE(spin.limit(), microseconds(5030));
+  EXPECT_LE(spin.limit(), microseconds(5200));
+  // The next wait of another kind is not slept through.
+  spin.Observe(microseconds(30));
+  EXPECT_EQ(spin.nap().count(), 0);
+}
+
+TEST(SpinPredictorTest, IrregularArrivalsFarOffAreSleptFor) {
+  SpinPredictor spin(microseconds(50));
+  for (int i = 0; i < 200; ++i) {
+    spin.Observe(milliseconds(i % 2 == 0 ? 4 : 9));
+    EXPECT_EQ(spin.nap().count(), 0);
+    EXPECT_LE(spin.limit(), microseconds(50));
+  }
 }
 
 TEST(SpinPredictorTest, SpinsInVainBecomeRareUntilOnePays) {
@@ -68,7 +95,7 @@ TEST(SpinPredictorTest, SpinsInVainBecomeRareUntilOnePays) {
   int spins = 0;
   for (int i = 0; i < 640; ++i) {
     spins += spin.limit().count() > 0;
-    spin.Observe(milliseconds(5));
+    spin.Observe(milliseconds(3 + i % 5));
   }
   EXPECT_LE(spins, 20);
   EXPECT_GE(spins, 5);
