@@ -53,6 +53,16 @@ absl::Status ReadLayers(const YamlNode& node, const YamlPlace& place,
   return absl::OkStatus();
 }
 
+// Or "none": all of a stage's routed experts are an experts worker's.
+absl::Status ReadResidentExperts(const YamlNode& node, const YamlPlace& place,
+                                 std::optional<LayerRange>* out) {
+  std::string text;
+  RETURN_IF_ERROR(ReadText(node, place, &text));
+  if (text != "none") return ReadLayers(node, place, out);
+  *out = LayerRange{};
+  return absl::OkStatus();
+}
+
 // "host/cpu", or "cpu" where the topology names no hosts.
 absl::Status ReadDevice(const YamlNode& node, const YamlPlace& place, WorkerEntry* worker) {
   std::string text;
@@ -97,7 +107,7 @@ absl::Status ReadWorker(const YamlNode& node, const YamlPlace& place, WorkerEntr
         }},
        {"layers", [&](auto& v, auto& p) { return ReadLayers(v, p, &out->layers); }},
        {"resident_experts",
-        [&](auto& v, auto& p) { return ReadLayers(v, p, &out->resident_experts); }},
+        [&](auto& v, auto& p) { return ReadResidentExperts(v, p, &out->resident_experts); }},
        {"threads", [&](auto& v, auto& p) { return ReadInt(v, p, 1, kThreadsMax, &out->threads); }},
        {"memory_gib", [&](auto& v, auto& p) { return ReadGib(v, p, 1024, &out->memory_bytes); }},
        {"address",

@@ -28,7 +28,7 @@ struct WorkerEntry {
   std::string device;  // "cpu", "cuda:N"
   WorkerRole role = WorkerRole::kStage;
   std::optional<LayerRange> layers;
-  std::optional<LayerRange> resident_experts;
+  std::optional<LayerRange> resident_experts;  // of a stage; may be empty: none
   int threads = 0;  // 0: one per physical core
   // Bytes that it may take of a GPU, 0: whatever there is. Several workers on one GPU all say it.
   uint64_t memory_bytes = 0;

@@ -110,7 +110,7 @@ class Checker {
     if (worker->resident_experts && worker->role == WorkerRole::kExperts) {
       return Error(worker->line, "resident_experts is for stages; an experts worker has layers");
     }
-    if (worker->resident_experts && worker->layers &&
+    if (worker->resident_experts && !worker->resident_experts->empty() && worker->layers &&
         (worker->resident_experts->first < worker->layers->first ||
          worker->resident_experts->last > worker->layers->last)) {
       return Error(

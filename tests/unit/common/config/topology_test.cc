@@ -30,7 +30,7 @@ models:
     threads: 3
     workers:
       - {device: "box1/cuda:0", layers: 0-9, resident_experts: 2-4}
-      - {device: box2/cpu, layers: 10-19, address: "10.0.0.2:7000", threads: 7}
+      - {device: box2/cpu, layers: 10-19, resident_experts: none, address: "10.0.0.2:7000", threads: 7}
       - {device: box1/cpu, role: experts}
   - name: small
     role: sidecar
@@ -74,6 +74,8 @@ TEST(TopologyTest, EveryKeyIsRead) {
   EXPECT_EQ(big.workers[0].resident_experts->first, 2);
   EXPECT_EQ(big.workers[0].threads, 3);
   EXPECT_EQ(big.workers[1].threads, 7);
+  ASSERT_TRUE(big.workers[1].resident_experts.has_value());
+  EXPECT_TRUE(big.workers[1].resident_experts->empty());
   EXPECT_EQ(big.workers[1].address, "10.0.0.2:7000");
   EXPECT_EQ(big.workers[2].role, WorkerRole::kExperts);
   EXPECT_EQ(topology->models[1].slots, 0);
