@@ -19,7 +19,8 @@
 namespace packtrain {
 namespace {
 
-// Beside one full context there is room for this much of every other slot's.
+// Beside one full context in a host's memory there is room for this much of every other slot's: it
+// has other uses.
 constexpr int kPositionsPerSlot = 4096;
 
 size_t S(int value) { return static_cast<size_t>(value); }
@@ -311,15 +312,20 @@ class Planner {
   }
 
   // A plan holds one full context. Where memory is left when all are placed, the other slots get
-  // pages of their own: as many as fit. Buffers grow with the pages too, not evenly.
+  // pages of their own: as many as fit, in GPUs of known size up to a full context each. Buffers
+  // grow with the pages too, not evenly.
   void AddPages(Solution* solution) {
     int* const pages = &solution->problem.shape.num_pages;
     const Problem& p = solution->problem;
     for (const DeviceUse& use : UsesOf(*solution)) *TakenOf(use.device) -= use.bill.total();
     int fit = *pages;
-    int most =
-        std::max(fit, PagesFor(p.context) + (p.shape.num_slots - 1) *
-                                                PagesFor(std::min(p.context, kPositionsPerSlot)));
+    const bool gpus = std::all_of(
+        solution->stages.begin(), solution->stages.end(), [&](const StageChoice& stage) {
+          const StageCandidate& s = p.stages[S(stage.candidate)];
+          return s.kind == DeviceKind::kCuda && TotalOf(s.name).memory > 0;
+        });
+    const int others = gpus ? p.context : std::min(p.context, kPositionsPerSlot);
+    int most = std::max(fit, PagesFor(p.context) + (p.shape.num_slots - 1) * PagesFor(others));
     while (fit < most) {
       *pages = fit + (most - fit + 1) / 2;
       if (FitsWhatIsLeft(*solution)) {

@@ -163,6 +163,24 @@ TEST_F(ConfigsTest, GlmFitsBesideASidecar) {
   EXPECT_TRUE(sidecar.stages[0].remote_experts.empty());
 }
 
+TEST_F(ConfigsTest, GpuMemoryThatIsLeftHoldsAFullContextOfEverySlot) {
+  Rig rig = NamedRig("single-4090");
+  rig.hosts[0].gpus[0].memory_bytes = rig.hosts[0].gpus[0].free_bytes = uint64_t{140} << 30;
+  absl::StatusOr<TopologyRequest> request = Request("single-4090", rig);
+  ASSERT_TRUE(request.ok()) << request.status();
+  request->request.deployments[0].context = 32768;
+  absl::StatusOr<Placement> placement = PlanPlacement(request->request);
+  ASSERT_TRUE(placement.ok()) << placement.status();
+  EXPECT_EQ(PlanFault(request->request, *placement), "");
+  EXPECT_EQ(placement->deployments[0].shape.num_pages, 8 * 32768 / 64);
+  // A host's memory has other uses.
+  request = Request("cpu-only", NamedRig("cpu-only"));
+  ASSERT_TRUE(request.ok()) << request.status();
+  placement = PlanPlacement(request->request);
+  ASSERT_TRUE(placement.ok()) << placement.status();
+  EXPECT_EQ(placement->deployments[0].shape.num_pages, (32768 + 7 * 4096) / 64);
+}
+
 // The common engine's published 7.3 tokens/s there, at the bandwidth it reaches; and what memory
 // would allow.
 TEST_F(ConfigsTest, SpeedFollowsTheBandwidthOfTheExperts) {
