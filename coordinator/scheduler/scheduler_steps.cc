@@ -75,9 +75,12 @@ bool Scheduler::TakePrefix(Sequence* sequence, const PrefixMatch& match) {
 
   const int occupied = static_cast<int>(
       slots_.size() - static_cast<size_t>(std::count(slots_.begin(), slots_.end(), nullptr)));
-  const int needed = PagesFor(sequence->num_ids()) - static_cast<int>(match.pages.size());
-  // Each running sequence will want its next page soon; without that much slack the newcomer would
-  // be the one to be sent back.
+  int needed = PagesFor(sequence->num_ids()) - static_cast<int>(match.pages.size());
+  // Others will take what the rest of their prompts needs, and each running sequence will want its
+  // next page soon; without that much slack the newcomer would be the one to be sent back.
+  for (const auto& [arrival, other] : prefilling_) {
+    needed += PagesFor(other->prefill_target) - static_cast<int>(other->pages.size());
+  }
   if (pool_->num_available() >= needed + occupied) {
     if (match.copy_from < 0) return true;
     if (const int32_t target = cache_->AllocatePage(); target >= 0) {

@@ -286,6 +286,15 @@ TEST_F(SchedulerTest, LongRecurrentPromptsKeepASnapshotEvery2048Tokens) {
   EXPECT_EQ(sink->prompt.cached_tokens, 4096);
 }
 
+TEST_F(SchedulerTest, PromptsThatDoNotFitTogetherWaitAndAreComputedOnce) {
+  limits_.num_pages = 160;  // 63 for each of them
+  Start();
+  for (int i = 0; i < 4; ++i) Submit(4000, 1, 1 + 300 * i);
+  RunToEnd();
+  EXPECT_EQ(scheduler_->num_preemptions(), 0u);
+  EXPECT_EQ(rows_, 4 * 4000);
+}
+
 TEST_F(SchedulerTest, WhenPagesRunOutTheYoungestWaitsAndLosesNothing) {
   limits_.num_pages = 10;
   Start();
