@@ -288,7 +288,14 @@ class Planner {
           placed->stages[i].bill = use.bill;
         }
       }
-      TotalOf(use.device).uses.push_back(std::move(use));
+      std::vector<DeviceUse>& uses = TotalOf(use.device).uses;
+      uses.push_back(std::move(use));
+      if (uses.size() == 2 && !uses[0].device.is_cpu()) {
+        placed->notes.push_back(absl::StrFormat(
+            "%s and %s take turns on %s; where CUDA MPS runs (nvidia-cuda-mps-control -d) they "
+            "compute side by side",
+            uses[0].worker, uses[1].worker, uses[0].device.text()));
+      }
     }
   }
 

@@ -163,6 +163,19 @@ TEST_F(ConfigsTest, GlmFitsBesideASidecar) {
   EXPECT_TRUE(sidecar.stages[0].remote_experts.empty());
 }
 
+TEST_F(ConfigsTest, WorkersThatShareACardAreTold) {
+  absl::StatusOr<TopologyRequest> request = Request("single-4090", NamedRig("single-4090"));
+  ASSERT_TRUE(request.ok()) << request.status();
+  DeploymentWish& wish = request->request.deployments[0];
+  wish.workers[0].memory = uint64_t{11} << 30;
+  wish.workers.insert(wish.workers.begin(), wish.workers[0]);
+  const absl::StatusOr<Placement> placement = PlanPlacement(request->request);
+  ASSERT_TRUE(placement.ok()) << placement.status();
+  EXPECT_THAT(placement->deployments[0].notes,
+              testing::Contains(testing::HasSubstr(wish.name + "/stage0 and " + wish.name +
+                                                   "/stage1 take turns on box1/cuda:0")));
+}
+
 TEST_F(ConfigsTest, GpuMemoryThatIsLeftHoldsAFullContextOfEverySlot) {
   Rig rig = NamedRig("single-4090");
   rig.hosts[0].gpus[0].memory_bytes = rig.hosts[0].gpus[0].free_bytes = uint64_t{140} << 30;
