@@ -52,11 +52,12 @@ void StoreSums(ActivationUnitAvx2* unit) {
 size_t UnitBytesAvx2(size_t n) { return (n + 255) / 256 * sizeof(ActivationUnitAvx2); }
 
 void PrepareStep256Avx2(const float* x, size_t n, void* activation) {
-  auto* unit = static_cast<ActivationUnitAvx2*>(activation);
-  for (size_t first = 0; first < n; first += 256, ++unit) {
-    const float step = Quantize(x + first, 256, unit->q);
-    for (float& scale : unit->scale) scale = step;
-    StoreSums(unit);
+  auto* units = static_cast<ActivationUnitAvx2*>(activation);
+  for (size_t i = 0; 256 * i < n; ++i) {
+    float* scales = units[i / 8 * 8].scale;
+    if (i % 8 == 0) __builtin_memset(scales, 0, sizeof units->scale);
+    scales[i % 8] = Quantize(x + 256 * i, 256, units[i].q);
+    StoreSums(&units[i]);
   }
 }
 

@@ -15,7 +15,8 @@ struct alignas(64) ActivationUnitAvx2 {
   int16_t negative_sums8[32];
   // Of 32, in their order.
   int32_t negative_sums32[8];
-  float scale[8];  // step of each 32 values
+  // Steps: of each 32 values, or of this unit and the seven behind it, in every eighth unit.
+  float scale[8];
 };
 
 // Layout ids (WeightKernel::activation_layout).

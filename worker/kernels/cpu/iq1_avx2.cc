@@ -27,6 +27,8 @@ inline __m128i OddOfThree(__m128i words) {
 class Iq1S : public Iq1 {
  public:
   static constexpr size_t kBlockBytes = 50;
+  static constexpr int kGroupQuads = 8, kWordQuads = 8;
+  static constexpr bool kSums8 = false;
 
   void Open(const uint8_t* p, Header* h) const {
     const __m128i words = Load128(p + 34);
@@ -35,7 +37,7 @@ class Iq1S : public Iq1 {
     // The offset is 9 where the sign of delta is set, else 7.
     const __m128i offset =
         _mm_sub_epi16(_mm_set1_epi16(7), _mm_slli_epi16(_mm_srai_epi16(words, 15), 1));
-    h->mins = ForBoth(_mm_mullo_epi16(scales, offset));
+    h->terms[0] = ForBoth(_mm_mullo_epi16(scales, offset));
     h->d = LoadHalf(p);
     // Bits 3 k .. 3 k + 2 of a word are the upper ones of index k of its four; those of the last
     // are taken from the upper byte.
@@ -54,10 +56,6 @@ class Iq1S : public Iq1 {
     }
   }
 
-  static Vec Offset(const Header& h, const ActivationUnitAvx2& a) {
-    return _mm256_madd_epi16(h.mins, Load(a.negative_sums));
-  }
-
   Vec Weights(const uint8_t*, const Header& h, int b) const {
     return FourEntries(grid_, h.index + 4 * b);
   }
@@ -69,6 +67,8 @@ class Iq1S : public Iq1 {
 class Iq1M : public Iq1 {
  public:
   static constexpr size_t kBlockBytes = 56;
+  static constexpr int kGroupQuads = 4, kWordQuads = 4;
+  static constexpr bool kSums8 = true;
 
   void Open(const uint8_t* p, Header* h) const {
     const uint64_t words = Load64(p + 48);
@@ -83,7 +83,7 @@ class Iq1M : public Iq1 {
     };
     const __m128i even = scales(512, 8), odd = scales(64, 1);
     h->scales = _mm256_set_m128i(odd, even);
-    h->d = _cvtsh_ss(static_cast<uint16_t>(_pext_u64(words, 0xf000f000f000f000)));
+    h->d = static_cast<uint16_t>(_pext_u64(words, 0xf000f000f000f000));
 
     // Twelve bits per group of eight: the index and, above it, the sign of delta. Even groups of
     // eight, one per scale, then odd ones.
@@ -104,13 +104,8 @@ class Iq1M : public Iq1 {
       return _mm256_mullo_epi16(
           in_order, _mm256_sub_epi16(_mm256_set1_epi16(7), _mm256_add_epi16(minus, minus)));
     };
-    h->mins = offset(first);
-    h->mins_odd = offset(second);
-  }
-
-  static Vec Offset(const Header& h, const ActivationUnitAvx2& a) {
-    return _mm256_add_epi32(_mm256_madd_epi16(h.mins, Load(a.negative_sums8)),
-                            _mm256_madd_epi16(h.mins_odd, Load(a.negative_sums8 + 16)));
+    h->terms[0] = offset(first);
+    h->terms[1] = offset(second);
   }
 
   Vec Weights(const uint8_t*, const Header& h, int b) const {

@@ -14,23 +14,22 @@ namespace {
 
 #include "worker/kernels/cpu/grid_avx2.inc"
 struct Iq2 {
-  static constexpr bool kMins = false, kSigned = false, kOpenAhead = true;
+  static constexpr bool kMins = false, kSigned = false, kSums8 = false, kOpenAhead = true;
+  static constexpr int kWordQuads = 1;
   static constexpr float kResultScale = 0.125f;
-  static Vec Offset(const Header& h, const ActivationUnitAvx2& a) {
-    return _mm256_slli_epi32(NegativeSums(h, a), 6);
-  }
 };
 
 class Iq2Xxs : public Iq2 {
  public:
   static constexpr size_t kBlockBytes = 66;
+  static constexpr int kGroupQuads = 8;
 
   void Open(const uint8_t* p, Header* h) const {
     const __m256 low = _mm256_castsi256_ps(Load(p + 2)), high = _mm256_castsi256_ps(Load(p + 34));
     const Vec words =
         _mm256_permute4x64_epi64(_mm256_castps_si256(_mm256_shuffle_ps(low, high, 0xdd)), 0xd8);
     _mm256_store_si256(reinterpret_cast<__m256i*>(h->signs), SignBytes(words));
-    h->scales = WordScales(words);
+    SetScales(WordScales(words), h);
     h->d = LoadHalf(p);
   }
 
@@ -46,6 +45,7 @@ class Iq2Xxs : public Iq2 {
 class Iq2Xs : public Iq2 {
  public:
   static constexpr size_t kBlockBytes = 74;
+  static constexpr int kGroupQuads = 4;
 
   void Open(const uint8_t* p, Header* h) const {
     // The low byte of each word becomes the group's sign byte.
@@ -57,7 +57,7 @@ class Iq2Xs : public Iq2 {
       _mm256_store_si256(reinterpret_cast<__m256i*>(h->signs + 4 * half),
                          _mm256_or_si256(sevens, parity));
     }
-    h->scales = NibbleScales(p + 66);
+    SetScales(NibbleScales(p + 66), h);
     h->d = LoadHalf(p);
   }
 
@@ -75,9 +75,10 @@ class Iq2Xs : public Iq2 {
 class Iq2S : public Iq2 {
  public:
   static constexpr size_t kBlockBytes = 82;
+  static constexpr int kGroupQuads = 4;
 
   void Open(const uint8_t* p, Header* h) const {
-    h->scales = NibbleScales(p + 74);
+    SetScales(NibbleScales(p + 74), h);
     h->d = LoadHalf(p);
     // Bits 2 k of a byte of qh are bits 8 and 9 of index k of its four.
     const Vec to_words =

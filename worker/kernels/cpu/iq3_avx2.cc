@@ -14,10 +14,8 @@ namespace {
 
 #include "worker/kernels/cpu/grid_avx2.inc"
 struct Iq3 {
-  static constexpr bool kMins = false, kSigned = false, kOpenAhead = true;
-  static Vec Offset(const Header& h, const ActivationUnitAvx2& a) {
-    return _mm256_slli_epi32(NegativeSums(h, a), 6);
-  }
+  static constexpr bool kMins = false, kSigned = false, kSums8 = false, kOpenAhead = true;
+  static constexpr int kGroupQuads = 8, kWordQuads = 1;
 };
 
 class Iq3Xxs : public Iq3 {
@@ -28,7 +26,7 @@ class Iq3Xxs : public Iq3 {
   void Open(const uint8_t* p, Header* h) const {
     const Vec words = Load(p + 66);
     _mm256_store_si256(reinterpret_cast<__m256i*>(h->signs), SignBytes(words));
-    h->scales = WordScales(words);
+    SetScales(WordScales(words), h);
     h->d = LoadHalf(p);
 #pragma GCC unroll 4
     for (int i = 0; i < 64; i += 16) {
@@ -54,7 +52,7 @@ class Iq3S : public Iq3 {
     const Vec shifts = _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28);
     const Vec nibbles =
         _mm256_srlv_epi32(_mm256_set1_epi32(static_cast<int>(Load32(p + 106))), shifts);
-    h->scales = WordScales(_mm256_slli_epi32(nibbles, 28));
+    SetScales(WordScales(_mm256_slli_epi32(nibbles, 28)), h);
     h->d = LoadHalf(p);
     // Bit n of a byte of qh is bit 8 of index n, bit 9 of its double.
     const Vec to_words = _mm256_setr_epi64x(kFirst, kFirst, kSecond, kSecond);

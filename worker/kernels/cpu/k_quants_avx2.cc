@@ -31,7 +31,7 @@ inline __m128i EvenThenOdd(__m128i bytes) {
 
 struct KQuant {
   static constexpr float kResultScale = 1.0f;
-  static constexpr bool kOpenAhead = false;
+  static constexpr bool kOpenAhead = false, kSums8 = false;
 };
 
 struct WithMins : KQuant {
@@ -47,13 +47,14 @@ inline void K4Scales(const uint8_t* p, Header* h) {
     return ForBoth(_mm_cvtepu8_epi16(_mm_cvtsi64_si128(static_cast<int64_t>(bytes))));
   };
   h->scales = words((a & 0x3f3f3f3f) | scale_high << 32);
-  h->mins = words((b & 0x3f3f3f3f) | min_high << 32);
+  h->terms[0] = words((b & 0x3f3f3f3f) | min_high << 32);
   h->d = LoadHalf(p);
   h->dmin = LoadHalf(p + 2);
 }
 
 struct Q4K : WithMins {
   static constexpr size_t kBlockBytes = 144;
+  static constexpr int kGroupQuads = 8, kWordQuads = 8;
 
   void Open(const uint8_t* p, Header* h) const { K4Scales(p, h); }
 
@@ -64,6 +65,7 @@ struct Q4K : WithMins {
 
 struct Q5K : WithMins {
   static constexpr size_t kBlockBytes = 176;
+  static constexpr int kGroupQuads = 8, kWordQuads = 4;
 
   void Open(const uint8_t* p, Header* h) const { K4Scales(p, h); }
 
@@ -75,12 +77,13 @@ struct Q5K : WithMins {
 
 struct Q2K : WithMins {
   static constexpr size_t kBlockBytes = 84;
+  static constexpr int kGroupQuads = 4, kWordQuads = 4;
 
   void Open(const uint8_t* p, Header* h) const {
     const __m128i both = EvenThenOdd(Load128(p));
     const __m128i low = _mm_set1_epi8(15);
     h->scales = _mm256_cvtepu8_epi16(_mm_and_si128(both, low));
-    h->mins = _mm256_cvtepu8_epi16(_mm_and_si128(_mm_srli_epi16(both, 4), low));
+    h->terms[0] = _mm256_cvtepu8_epi16(_mm_and_si128(_mm_srli_epi16(both, 4), low));
     h->d = LoadHalf(p + 80);
     h->dmin = LoadHalf(p + 82);
   }
@@ -92,10 +95,8 @@ struct Q2K : WithMins {
 
 struct Q3K : KQuant {
   static constexpr size_t kBlockBytes = 110;
+  static constexpr int kGroupQuads = 4, kWordQuads = 4;
   static constexpr bool kMins = false, kSigned = false;
-  static Vec Offset(const Header& h, const ActivationUnitAvx2& a) {
-    return _mm256_slli_epi32(NegativeSums(h, a), 2);
-  }
 
   void Open(const uint8_t* p, Header* h) const {
     const uint64_t low = Load64(p + 96);
@@ -108,6 +109,7 @@ struct Q3K : KQuant {
     const __m128i biased =
         _mm_set_epi64x(static_cast<int64_t>(second), static_cast<int64_t>(first));
     h->scales = _mm256_sub_epi16(_mm256_cvtepu8_epi16(EvenThenOdd(biased)), _mm256_set1_epi16(32));
+    h->terms[0] = _mm256_slli_epi16(h->scales, 2);
     h->d = LoadHalf(p + 108);
   }
 
@@ -119,13 +121,12 @@ struct Q3K : KQuant {
 
 struct Q6K : KQuant {
   static constexpr size_t kBlockBytes = 210;
+  static constexpr int kGroupQuads = 4, kWordQuads = 2;
   static constexpr bool kMins = false, kSigned = false;
-  static Vec Offset(const Header& h, const ActivationUnitAvx2& a) {
-    return _mm256_slli_epi32(NegativeSums(h, a), 5);
-  }
 
   void Open(const uint8_t* p, Header* h) const {
     h->scales = _mm256_cvtepi8_epi16(EvenThenOdd(Load128(p + 192)));
+    h->terms[0] = _mm256_slli_epi16(h->scales, 5);
     h->d = LoadHalf(p + 208);
   }
 
@@ -138,6 +139,7 @@ struct Q6K : KQuant {
 
 struct Iq4Xs : KQuant {
   static constexpr size_t kBlockBytes = 136;
+  static constexpr int kGroupQuads = 8, kWordQuads = 1;
   static constexpr bool kMins = false, kSigned = true;
 
   void Open(const uint8_t* p, Header* h) const {
