@@ -6,7 +6,6 @@
 #include "common/base/check.h"
 #include "common/base/status_macros.h"
 #include "common/model/buffers.h"
-#include "common/model/step.h"
 #include "common/weights/gguf.h"
 
 namespace packtrain {

@@ -11,6 +11,7 @@
 #include "absl/status/statusor.h"
 #include "common/model/config.h"
 #include "common/model/kv_layout.h"
+#include "common/model/step.h"
 #include "common/model/tensors.h"
 #include "common/quant/type.h"
 
@@ -94,11 +95,11 @@ struct DeploymentShape {
   int num_slots = 8;
   int num_snapshots = 0;
   int max_tokens = 512;  // rows of the largest ubatch
-  // Rows of a ubatch from which GPUs compute the experts that lie in RAM themselves, copying all of
-  // a layer; 0: never.
-  int streamed_rows = 0;
+  int streamed_rows = 0;  // as in StreamsExperts
 
-  bool Streams(int rows) const { return streamed_rows > 0 && rows >= streamed_rows; }
+  bool Streams(int rows) const { return StreamsExperts(streamed_rows, rows); }
+  // Rows of the largest ubatch whose experts an experts worker computes for GPUs of its host.
+  int ComputedRows() const { return Streams(max_tokens) ? streamed_rows - 1 : max_tokens; }
 };
 
 enum class DeviceKind : uint8_t { kCpu, kCuda };

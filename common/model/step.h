@@ -66,6 +66,12 @@ struct Step {
   std::vector<StepSequence> sequences;
 };
 
+// Whether a GPU stage computes the routed experts that lie in RAM itself, copying all of a layer,
+// in a ubatch of `rows`. `streamed_rows`: from how many on it does so; 0: never.
+inline bool StreamsExperts(int streamed_rows, int rows) {
+  return streamed_rows > 0 && rows >= streamed_rows;
+}
+
 struct TokenLogprob {
   TokenId id = 0;
   float logprob = 0;

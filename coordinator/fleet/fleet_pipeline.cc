@@ -8,9 +8,7 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cstdlib>
 #include <deque>
-#include <filesystem>
 #include <limits>
 #include <map>
 #include <optional>
@@ -27,6 +25,7 @@
 #include "coordinator/fleet/fleet_messages.h"
 #include "coordinator/fleet/fleet_worker.h"
 #include "coordinator/fleet/link_choice.h"
+#include "coordinator/fleet/socket_folder.h"
 
 namespace packtrain {
 namespace {
@@ -166,7 +165,7 @@ class FleetPipeline::Impl {
       if (state() == FleetState::kReady) Recover();
     }
     StopWorkers();
-    if (!directory_.empty()) std::filesystem::remove_all(directory_);
+    sockets_.reset();
     SetState(FleetState::kStopped, absl::CancelledError("the deployment was stopped"));
     FailPending();
   }
@@ -237,10 +236,7 @@ class FleetPipeline::Impl {
   }
 
   absl::Status Prepare() {
-    char path[] = "/tmp/packtrain-XXXXXX";
-    if (mkdtemp(path) == nullptr)
-      return absl::ResourceExhaustedError("/tmp: cannot create a folder");
-    directory_ = path;
+    ASSIGN_OR_RETURN(sockets_, SocketFolder::Create("/tmp"));
     std::string data_host;
     for (const WorkerPlan& w : plan_.workers) {
       if (w.address.empty()) continue;
@@ -254,7 +250,7 @@ class FleetPipeline::Impl {
         options_.worker_binary.empty() ? SiblingBinary("packtrain-worker") : options_.worker_binary;
     for (const WorkerPlan& w : plan_.workers) {
       workers_.push_back(std::make_unique<FleetWorker>(
-          w, FleetWorker::Options{plan_.name, binary, directory_, data_host, plan_.insecure,
+          w, FleetWorker::Options{plan_.name, binary, sockets_->path(), data_host, plan_.insecure,
                                   plan_.tls, tls}));
     }
     if (!options_.create_segments) return absl::OkStatus();
@@ -588,7 +584,7 @@ class FleetPipeline::Impl {
   std::function<void(StepResult)> callback_ = [](const StepResult&) {};
 
   // The supervisor's own.
-  std::string directory_;
+  std::unique_ptr<SocketFolder> sockets_;
   std::vector<std::unique_ptr<FleetWorker>> workers_;
   std::map<std::pair<std::string, std::string>, LinkChoice> choices_;
   std::atomic<int> replacements_{0};

@@ -90,10 +90,12 @@ LinkChoice FastestTransport(const std::vector<std::string>& candidates,
       TimeOf(measured, kNccl, largest) * kTie >= chosen_time) {
     return {chosen};
   }
+  const std::string& rest = candidates[1];
+  if (TimeOf(measured, rest, decode_bytes) > best * kTie) return {chosen};
   // Both take a time that grows evenly with the size; from where the two lines cross nccl wins.
   const double behind =
-      TimeOf(measured, kNccl, decode_bytes) - TimeOf(measured, chosen, decode_bytes);
-  const double ahead = chosen_time - TimeOf(measured, kNccl, largest);
+      TimeOf(measured, kNccl, decode_bytes) - TimeOf(measured, rest, decode_bytes);
+  const double ahead = TimeOf(measured, rest, largest) - TimeOf(measured, kNccl, largest);
   const double share = behind / (behind + ahead);
   return {kNccl, decode_bytes + 1 +
                      static_cast<uint64_t>(share * static_cast<double>(largest - decode_bytes))};

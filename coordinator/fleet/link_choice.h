@@ -30,7 +30,7 @@ absl::StatusOr<std::vector<std::string>> CandidateTransports(
 
 struct LinkChoice {
   std::string transport;
-  // With nccl: bundles of fewer bytes go by the transport that carries the rest of it.
+  // With nccl: bundles of fewer bytes go by the next candidate.
   uint64_t direct_from_bytes = 0;
 
   std::string ToString() const;
@@ -38,7 +38,8 @@ struct LinkChoice {
 
 // The fastest for `decode_bytes`; those within 5 % of it are told apart by their time for the
 // largest size measured, then by their order in `candidates`. Where nccl is not the fastest for
-// decode_bytes but is for the largest size, it takes bundles from the size on at which it wins.
+// decode_bytes but is for the largest size, it takes bundles from the size on at which it wins over
+// the next candidate, which carries the rest; unless a further one is the fastest for decode_bytes.
 LinkChoice FastestTransport(const std::vector<std::string>& candidates,
                             const v1::HopMeasured& measured, uint64_t decode_bytes);
 

@@ -4,6 +4,7 @@
 #include <map>
 
 #include "absl/strings/str_cat.h"
+#include "common/model/step.h"
 #include "coordinator/placement/work.h"
 
 namespace packtrain {
@@ -98,7 +99,7 @@ class PrefillWork {
 
  private:
   bool Streams(const WorkerPlan& stage, int rows) const {
-    return stage.device != "cpu" && plan_.streamed_rows > 0 && rows >= plan_.streamed_rows;
+    return stage.device != "cpu" && StreamsExperts(plan_.streamed_rows, rows);
   }
   const WorkerPlan& StageOf(int layer) const {
     return *std::find_if(plan_.workers.begin(), plan_.workers.end(), [&](const WorkerPlan& w) {

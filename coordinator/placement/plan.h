@@ -54,7 +54,7 @@ struct DeploymentPlan {
   int num_pages = 0;
   int num_snapshots = 0;
   int max_tokens = 512;   // rows of one step
-  int streamed_rows = 0;  // as in DeploymentShape
+  int streamed_rows = 0;  // as in StreamsExperts
   std::vector<WorkerPlan> workers;
   std::vector<LinkPin> links;
   bool insecure = false;  // plain connections beyond loopback are allowed

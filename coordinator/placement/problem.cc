@@ -262,7 +262,7 @@ DeploymentShape ExpertsShape(const Problem& problem, const ExpertsCandidate& exp
     const StageCandidate& s = problem.stages[S(candidate)];
     return s.kind == DeviceKind::kCuda && s.host == experts.host;
   });
-  if (all_stream && shape.Streams(shape.max_tokens)) shape.max_tokens = shape.streamed_rows - 1;
+  if (all_stream) shape.max_tokens = shape.ComputedRows();
   return shape;
 }
 

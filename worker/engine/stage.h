@@ -32,13 +32,11 @@ struct StageSpec {
   int num_slots = 0;
   int num_snapshots = 0;  // snapshots of recurrent state
   int max_tokens = 512;   // rows of the largest ubatch
-  int streamed_rows = 0;  // GPU: of a ubatch from which it computes experts in RAM itself; 0: never
+  int streamed_rows = 0;  // as in StreamsExperts
   int threads = 0;        // CPU: 0 = one per hardware thread the process may use
   // MoE layers [first, last) whose routed experts are resident here; others go to `experts`.
   int resident_first = 0;
   int resident_last = 0;
-
-  bool Streams(int rows) const { return streamed_rows > 0 && rows >= streamed_rows; }
 };
 
 // One sequence's rows of a ubatch, resolved by the engine (forwarded tokens filled in).

@@ -39,7 +39,7 @@ absl::StatusOr<MemoryBill> HostBillOf(const LoadRequest& request, const ModelFac
     shape = {.max_tokens = request.experts->max_tokens,
              .streamed_rows = request.experts->streamed_rows};
     // It does not know which stages will ask it for more.
-    if (shape.Streams(shape.max_tokens)) shape.max_tokens = shape.streamed_rows - 1;
+    shape.max_tokens = shape.ComputedRows();
     MemoryBill bill = ExpertsBaseBill(model, shape);
     for (const auto& [first, last] : request.experts->layers) {
       RETURN_IF_ERROR(CheckRange(model, first, last));

@@ -19,7 +19,7 @@ namespace packtrain {
 struct ExpertsSpec {
   std::vector<std::pair<int, int>> layers;  // half-open
   int max_tokens = 0;                       // rows of one request
-  int streamed_rows = 0;                    // as in StageSpec
+  int streamed_rows = 0;                    // as in StreamsExperts
 };
 
 struct LoadRequest {

@@ -152,7 +152,7 @@ absl::Status CudaStage::Bind(const ModelTensors& tensors, const WeightSource& so
           absl::StrFormat("nobody serves the experts of layer %d", layer));
     }
     remote_experts_.Add(layer);
-    if (spec_.Streams(spec_.max_tokens)) {
+    if (StreamsExperts(spec_.streamed_rows, spec_.max_tokens)) {
       RETURN_IF_ERROR(BindStreamed(layer, tensors, *types));
     }
   }
@@ -276,7 +276,7 @@ absl::Status CudaStage::AllocateHost() {
 }
 
 bool CudaStage::Streams(int rows) const {
-  return run_.expert_stream != nullptr && spec_.Streams(rows);
+  return run_.expert_stream != nullptr && StreamsExperts(spec_.streamed_rows, rows);
 }
 
 bool CudaStage::SelectionCrosses(int layer) const {

@@ -127,6 +127,24 @@ TEST(FastestTransportTest, NcclTakesWhatIsLargeEnough) {
   EXPECT_EQ(FastestTransport({"nccl", "shm"}, measured, 100).direct_from_bytes, 0U);
 }
 
+TEST(FastestTransportTest, WhatNcclLeavesGoesByTheNextCandidate) {
+  v1::HopMeasured measured;
+  Add(&measured, "nccl", 100, 90);
+  Add(&measured, "nccl", 100100, 190);
+  Add(&measured, "shm", 100, 41);
+  Add(&measured, "shm", 100100, 1041);
+  Add(&measured, "grpc", 100, 40);
+  Add(&measured, "grpc", 100100, 640);
+  const std::vector<std::string> all = {"nccl", "shm", "grpc"};
+  // shm is not slower than grpc for a token: its line is the one that nccl's crosses.
+  const LinkChoice both = FastestTransport(all, measured, 100);
+  EXPECT_EQ(both.transport, "nccl");
+  EXPECT_NEAR(static_cast<double>(both.direct_from_bytes), 100 + 49000 / 9.0, 2);
+  // Now it is, and nccl would bring it along.
+  measured.mutable_times(2)->set_one_way_us(60);
+  EXPECT_EQ(FastestTransport(all, measured, 100).ToString(), "grpc");
+}
+
 TEST(FastestTransportTest, WithoutMeasurementsTheFirstIsTaken) {
   EXPECT_EQ(FastestTransport({"shm", "grpc"}, {}, 100).transport, "shm");
 }
