@@ -21,15 +21,35 @@ void Prepare(const float* x, size_t n, void* activation) {
   std::memcpy(activation, x, n * sizeof(float));
 }
 
+// Four lanes of the compiler's baseline; what sanitizers check, they check once for all four.
+typedef float Reg __attribute__((vector_size(16)));
+
+Reg Load(const float* p) {
+  Reg v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+
+// The first `count` of four; zero behind them.
+Reg LoadPart(const float* p, size_t count) {
+  Reg v = {};
+  std::memcpy(&v, p, count * sizeof(float));
+  return v;
+}
+
 float Dot(const float* w, const float* x, size_t count) {
-  float lanes[8] = {};
+  Reg low = {}, high = {};
   size_t i = 0;
   for (; i + 8 <= count; i += 8) {
-    for (size_t lane = 0; lane < 8; ++lane) lanes[lane] += w[i + lane] * x[i + lane];
+    low += Load(w + i) * Load(x + i);
+    high += Load(w + i + 4) * Load(x + i + 4);
   }
-  for (size_t lane = 0; i < count; ++i, ++lane) lanes[lane] += w[i] * x[i];
-  return ((lanes[0] + lanes[1]) + (lanes[2] + lanes[3])) +
-         ((lanes[4] + lanes[5]) + (lanes[6] + lanes[7]));
+  if (const size_t rest = count - i; rest > 0) {
+    const size_t first = std::min<size_t>(rest, 4);
+    low += LoadPart(w + i, first) * LoadPart(x + i, first);
+    high += LoadPart(w + i + first, rest - first) * LoadPart(x + i + first, rest - first);
+  }
+  return ((low[0] + low[1]) + (low[2] + low[3])) + ((high[0] + high[1]) + (high[2] + high[3]));
 }
 
 template <TensorType kType>
