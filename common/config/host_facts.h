@@ -47,8 +47,9 @@ struct MemoryFacts {
   uint64_t huge_page_bytes = 0;        // of the default reserved size
   uint64_t huge_pages = 0;             // reserved
   uint64_t huge_pages_free = 0;
-  std::string private_huge_pages;    // transparent: "always", "madvise", "never"
-  std::string shared_huge_pages;     // of shared memory: also "within_size", "advise", ...
+  std::string private_huge_pages;  // transparent: "always", "madvise", "never"
+  // Of shared memory: also "within_size", "advise", ...; "on request": never by themselves.
+  std::string shared_huge_pages;
   uint64_t shared_memory_bytes = 0;  // size of /dev/shm
   int module_speed = 0;              // MT/s the modules run at; needs root to read
   int module_speed_max = 0;          // MT/s they are made for

@@ -19,6 +19,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "common/base/host_limits.h"
+#include "common/base/huge_pages.h"
 #include "common/base/status_macros.h"
 #include "common/weights/direct_reader.h"
 #include "common/weights/gguf.h"
@@ -26,7 +27,6 @@
 namespace packtrain {
 namespace {
 
-constexpr uint64_t kHugePage = 2 << 20;
 constexpr uint64_t kAlignment = 64;
 constexpr uint64_t kPage = 4096;
 // Of a finished segment: without those on its size a mapping could be made to fault.
@@ -75,7 +75,7 @@ absl::Status SystemError(const std::string& what) {
 class Mapping {
  public:
   Mapping(int fd, uint64_t bytes, int protection)
-      : data_(mmap(nullptr, bytes, protection, MAP_SHARED, fd, 0)), bytes_(bytes) {}
+      : data_(MapShared(fd, bytes, protection)), bytes_(bytes) {}
   ~Mapping() {
     if (valid()) munmap(data_, bytes_);
   }
@@ -88,12 +88,15 @@ class Mapping {
   uint64_t bytes_;
 };
 
+// *huge_bytes: how many lie in huge pages.
 absl::Status Fill(int fd, const GgufFile& file, const SegmentLayout& layout,
-                  const SegmentFillOptions& options) {
+                  const SegmentFillOptions& options, uint64_t* huge_bytes) {
   const Mapping mapping(fd, layout.bytes, PROT_READ | PROT_WRITE);
   if (!mapping.valid()) return SystemError(absl::StrCat("mapping ", layout.bytes, " bytes"));
-  // A wish only: kernels that give shared memory no huge pages say no.
-  madvise(mapping.data(), layout.bytes, MADV_HUGEPAGE);
+  struct statfs fs {};
+  const bool reserved = fstatfs(fd, &fs) == 0 && fs.f_type == HUGETLBFS_MAGIC;
+  *huge_bytes =
+      reserved ? layout.bytes : TakeHugePages(mapping.data(), layout.bytes, options.threads);
   std::vector<DirectRead> reads;
   for (const SegmentLayout::Entry& entry : layout.entries) {
     reads.push_back({entry.tensor->shard, entry.tensor->file_offset, entry.tensor->bytes,
@@ -109,7 +112,7 @@ absl::Status Fill(int fd, const GgufFile& file, const SegmentLayout& layout,
 // Enters all pages in the page table, so that the first tokens do not pay for that. A wish only: a
 // kernel that cannot leaves each page to its first use.
 void Populate(std::byte* data, uint64_t bytes, int threads) {
-  const uint64_t share = RoundUp(bytes / static_cast<uint64_t>(threads), kHugePage);
+  const uint64_t share = RoundUp(bytes / static_cast<uint64_t>(threads), kHugePageBytes);
   std::vector<std::thread> workers;
   for (uint64_t at = 0; at < bytes; at += share) {
     workers.emplace_back(
@@ -140,7 +143,7 @@ SegmentLayout PlanSegment(const GgufFile& file, std::span<const GgufTensor* cons
     AppendInteger(&table, t->bytes, 8);
     offset += t->bytes;
   }
-  layout.bytes = RoundUp(offset, kHugePage);
+  layout.bytes = RoundUp(offset, kHugePageBytes);
   layout.header = "PTSEGM01";
   AppendInteger(&layout.header, header_bytes, 8);
   AppendInteger(&layout.header, layout.bytes, 8);
@@ -153,7 +156,8 @@ SegmentLayout PlanSegment(const GgufFile& file, std::span<const GgufTensor* cons
 
 absl::StatusOr<std::vector<int>> CreateSegments(std::span<const uint64_t> bytes) {
   // Reserved huge pages are no part of what the host has available.
-  uint64_t huge = MemInfo("HugePages_Free", kHugePage) - MemInfo("HugePages_Rsvd", kHugePage);
+  uint64_t huge =
+      MemInfo("HugePages_Free", kHugePageBytes) - MemInfo("HugePages_Rsvd", kHugePageBytes);
   std::vector<bool> use_huge;
   uint64_t ordinary = 0;
   for (const uint64_t size : bytes) {
@@ -197,7 +201,9 @@ absl::StatusOr<std::unique_ptr<Segment>> Segment::Open(int fd, const GgufFile& f
         absl::StrFormat("weight segment has seals 0x%x, a finished one has 0x%x", seals, kSeals));
   }
   if (!segment->was_filled_) {
-    RETURN_IF_ERROR(Fill(fd, file, layout, options));
+    uint64_t huge_bytes = 0;
+    RETURN_IF_ERROR(Fill(fd, file, layout, options, &huge_bytes));
+    segment->pages_ = absl::StrCat(100 * huge_bytes / layout.bytes, " % huge");
     if (fcntl(fd, F_ADD_SEALS, kSeals) != 0) {
       return SystemError("sealing the weight segment");
     }
@@ -208,11 +214,7 @@ absl::StatusOr<std::unique_ptr<Segment>> Segment::Open(int fd, const GgufFile& f
     return absl::FailedPreconditionError(
         absl::StrFormat("weight segment holds other tensors than %s needs", file.path()));
   }
-  madvise(mapping.data(), layout.bytes, MADV_HUGEPAGE);
   Populate(mapping.data(), layout.bytes, options.threads);
-  struct statfs fs {};
-  const bool hugetlb = fstatfs(fd, &fs) == 0 && fs.f_type == HUGETLBFS_MAGIC;
-  segment->pages_ = hugetlb ? "hugetlb" : "4 KiB or transparent huge pages";
   segment->bytes_ = layout.bytes;
   segment->data_ = static_cast<const std::byte*>(mapping.Take());
   for (const SegmentLayout::Entry& entry : layout.entries) {

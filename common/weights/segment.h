@@ -71,7 +71,8 @@ class Segment {
   // Empty if the segment does not hold the tensor.
   std::span<const std::byte> Find(const std::string& name) const;
   bool was_filled() const { return was_filled_; }  // before Open
-  const char* pages() const { return pages_; }     // "hugetlb", "4 KiB or transparent huge pages"
+  // What it was filled into, "100 % huge"; "as they were" if somebody else filled it.
+  const std::string& pages() const { return pages_; }
 
  private:
   Segment() = default;
@@ -79,7 +80,7 @@ class Segment {
   const std::byte* data_ = nullptr;
   uint64_t bytes_ = 0;
   bool was_filled_ = false;
-  const char* pages_ = "";
+  std::string pages_ = "as they were";
   absl::flat_hash_map<std::string, std::span<const std::byte>> tensors_;
 };
 

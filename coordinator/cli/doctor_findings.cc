@@ -62,8 +62,9 @@ void JudgeMemory(const HostFacts& facts, std::vector<Finding>* out) {
   }
   if (m.shared_huge_pages == "never" && m.huge_pages == 0) {
     out->push_back({"transparent huge pages are off for shared memory",
-                    "echo advise > /sys/kernel/mm/transparent_hugepage/shmem_enabled, or reserve "
-                    "huge pages (vm.nr_hugepages); expert weights then need fewer page walks"});
+                    "use Linux 6.1 or newer, which makes them on request, or echo advise > "
+                    "/sys/kernel/mm/transparent_hugepage/shmem_enabled, or reserve huge pages "
+                    "(vm.nr_hugepages): weights are then read faster"});
   }
   if (m.private_huge_pages == "never") {
     out->push_back({"transparent huge pages are off",

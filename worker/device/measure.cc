@@ -278,7 +278,7 @@ std::vector<WeightRate> MeasureWeightRates(int threads, uint64_t usable_bytes,
                                            uint64_t largest_cache_bytes, const CpuKernels& kernels,
                                            const MeasureOptions& options) {
   const std::optional<WeightMemory> memory =
-      WeightMemory::Make(usable_bytes, largest_cache_bytes, options);
+      WeightMemory::Make(usable_bytes, largest_cache_bytes, threads, options);
   if (threads < 1 || !memory) return {};
   const size_t part = memory->bytes() / static_cast<size_t>(threads) / 4096 * 4096;
   std::vector<WeightRate> rates;

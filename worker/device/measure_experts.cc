@@ -79,7 +79,7 @@ double PassSeconds(const OpContext& context, const ExpertWeights& weights, const
 void MeasureExperts(int threads, uint64_t usable_bytes, uint64_t largest_cache_bytes,
                     const CpuKernels& kernels, const MeasureOptions& options, HostFacts* facts) {
   const std::optional<WeightMemory> memory =
-      WeightMemory::Make(usable_bytes, largest_cache_bytes, options);
+      WeightMemory::Make(usable_bytes, largest_cache_bytes, threads, options);
   if (threads < 1 || !memory) return;
   ThreadPool pool(ThreadPoolOptions{.num_threads = threads});
   const OpContext context = {.kernels = &kernels, .pool = &pool};

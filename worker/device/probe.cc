@@ -1,5 +1,6 @@
 #include "worker/device/probe.h"
 
+#include <sys/mman.h>
 #include <sys/utsname.h>
 
 #include <algorithm>
@@ -7,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "common/base/huge_pages.h"
 #include "worker/device/cuda_plugin.h"
 #include "worker/device/host_facts_reader.h"
 #include "worker/device/measure.h"
@@ -47,6 +49,16 @@ void ListCards(HostFacts* facts) {
   }
 }
 
+// What the setting says; where that is "never" the kernel may still make them when asked to.
+std::string SharedHugePages(const std::string& setting) {
+  if (setting != "never") return setting;
+  void* const memory = MapShared(-1, kHugePageBytes, PROT_READ | PROT_WRITE);
+  if (memory == MAP_FAILED) return setting;
+  const size_t huge = TakeHugePages(static_cast<std::byte*>(memory), kHugePageBytes, 1);
+  munmap(memory, kHugePageBytes);
+  return huge > 0 ? "on request" : setting;
+}
+
 }  // namespace
 
 HostFacts ProbeHost(const ProbeOptions& options) {
@@ -61,6 +73,7 @@ HostFacts ProbeHost(const ProbeOptions& options) {
   const CpuKernels& kernels = **SelectCpuKernels("");
   facts.cpu.isa = std::string(kernels.name);
   facts.memory = ReadMemoryFacts("");
+  facts.memory.shared_huge_pages = SharedHugePages(facts.memory.shared_huge_pages);
   ListCards(&facts);
   if (!options.measure) return facts;
 

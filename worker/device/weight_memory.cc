@@ -7,18 +7,19 @@
 #include <random>
 #include <utility>
 
+#include "common/base/huge_pages.h"
+
 namespace packtrain {
 
 std::optional<WeightMemory> WeightMemory::Make(uint64_t usable_bytes, uint64_t largest_cache_bytes,
-                                               const MeasureOptions& options) {
+                                               int threads, const MeasureOptions& options) {
   const uint64_t wanted = std::max(options.dram_bytes / 2, 4 * largest_cache_bytes);
   const size_t bytes = std::min(wanted, usable_bytes / 4) >> 21 << 21;
   if (bytes < 2 * largest_cache_bytes || bytes == 0) return std::nullopt;
-  void* const mapped =
-      mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+  void* const mapped = MapShared(-1, bytes, PROT_READ | PROT_WRITE);
   if (mapped == MAP_FAILED) return std::nullopt;
-  (void)madvise(mapped, bytes, MADV_HUGEPAGE);
   auto* const data = static_cast<std::byte*>(mapped);
+  TakeHugePages(data, bytes, threads);
   // Scales of all types are then ordinary numbers.
   constexpr size_t kPattern = 1 << 20;
   std::minstd_rand random(1);

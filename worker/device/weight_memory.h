@@ -15,7 +15,7 @@ class WeightMemory {
   // More than the caches hold, in shared memory with whatever pages that gives: as weights lie.
   // nullopt if there is not enough memory to tell DRAM from caches.
   static std::optional<WeightMemory> Make(uint64_t usable_bytes, uint64_t largest_cache_bytes,
-                                          const MeasureOptions& options);
+                                          int threads, const MeasureOptions& options);
   ~WeightMemory();
   WeightMemory(WeightMemory&& other) noexcept;
   WeightMemory& operator=(WeightMemory&&) = delete;
