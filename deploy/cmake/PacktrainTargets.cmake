@@ -28,10 +28,10 @@ function(packtrain_kernel name)
   get_target_property(sources ${name} SOURCES)
   foreach(source ${sources})
     if(source MATCHES "_avx512\\.cc$")
-      set(flags -O3 -mavx2 -mfma -mf16c -mbmi2 -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vbmi
+      set(flags -O3 -mavx2 -mfma -mf16c -mbmi -mbmi2 -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vbmi
                 -mavx512vnni -mavx512bitalg -mavx512vpopcntdq -mgfni -mprefer-vector-width=512)
     elseif(source MATCHES "_avx2\\.cc$")
-      set(flags -O3 -mavx2 -mfma -mf16c -mbmi2)
+      set(flags -O3 -mavx2 -mfma -mf16c -mbmi -mbmi2)
     else()
       set(flags -O2)
     endif()

@@ -9,15 +9,17 @@
 namespace packtrain {
 namespace {
 
-// Of a core's second-level cache: what activations may take, and the weights that are read again
-// for each part of the tokens.
-constexpr size_t kCachedActivationBytes = size_t{512} << 10;
+// What activations may take for each row of a kernel's panels: panels of few rows want them in a
+// core's second-level cache, those of many use them long enough to come from further away.
+constexpr size_t kCachedActivationBytes = size_t{64} << 10;
+// Weights that are read again for each part of the tokens, from that cache.
 constexpr size_t kCachedWeightBytes = size_t{1} << 20;
 
-// How many tokens are multiplied at a time.
+// How many tokens are multiplied at a time at most.
 size_t TokensInCache(const WeightKernel& kernel, size_t cols) {
   constexpr size_t kLeast = 16, kMost = 64;  // a kernel's tiles want some, and take no more at once
-  return std::clamp(kCachedActivationBytes / kernel.activation_bytes(cols) / 2 * 2, kLeast, kMost);
+  const size_t bytes = kernel.panel_rows * kCachedActivationBytes;
+  return std::clamp(bytes / kernel.activation_bytes(cols) / 2 * 2, kLeast, kMost);
 }
 
 // The rows of several matrices in tasks.
@@ -101,7 +103,9 @@ const WeightKernel& KernelOf(const OpContext& context, TensorType type) {
 
 void MatMulInCache(const WeightKernel& kernel, const MatrixView& w, const void* const* x,
                    size_t tokens, float* const* y) {
-  const size_t at_once = TokensInCache(kernel, w.cols);
+  const size_t most = TokensInCache(kernel, w.cols);
+  const size_t passes = (tokens + most - 1) / most;
+  const size_t at_once = passes == 0 ? 0 : (tokens + passes - 1) / passes;
   for (size_t t = 0; t < tokens; t += at_once) {
     kernel.mat_mul(w.data, w.rows, w.cols, x + t, std::min(at_once, tokens - t), y + t);
   }

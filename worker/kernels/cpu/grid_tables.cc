@@ -31,7 +31,7 @@ void Spread(const uint16_t (&codes)[kEntries], const int8_t* levels,
             SpreadEntries<kEntries>* spread) {
   uint32_t bytes[kEntries];
   Expand<3, 4>(codes, levels, 1, 64, bytes);
-  for (int i = 0; i < kEntries; ++i) spread->dwords[4 * (i + 1)] = bytes[i];
+  for (int i = 0; i < kEntries; ++i) spread->dwords[2 * (i + 1)] = bytes[i];
 }
 
 GridTables Build() {

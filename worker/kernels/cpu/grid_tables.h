@@ -6,12 +6,12 @@
 
 namespace packtrain {
 
-// Entries of four bytes, each at the start of 16 with zeros behind it, and zeros before the first:
-// the 16 bytes from 4 k before entry i on hold it as dword k and nothing else (k = 0..3).
+// Entries of four bytes, each at the start of eight with zeros behind it, and zeros before the
+// first: eight bytes from an entry on hold nothing else, nor do those from four before it on.
 template <int kEntries>
 struct SpreadEntries {
-  alignas(64) uint32_t dwords[4 * (kEntries + 1)];
-  const uint8_t* first() const { return reinterpret_cast<const uint8_t*>(dwords + 4); }
+  alignas(64) uint32_t dwords[2 * (kEntries + 1)];
+  const uint8_t* first() const { return reinterpret_cast<const uint8_t*>(dwords + 2); }
 };
 
 // A grid entry as two code bytes, for lookups in registers: IQ2 keeps elements 0..3 in `low`

@@ -120,7 +120,9 @@ class Iq1M : public Iq1 {
 
 }  // namespace
 
-const WeightKernel kIq1SAvx2 = {kLayoutStep256, UnitBytesAvx2, PrepareStep256Avx2, MatMul<Iq1S>};
-const WeightKernel kIq1MAvx2 = {kLayoutStep256, UnitBytesAvx2, PrepareStep256Avx2, MatMul<Iq1M>};
+const WeightKernel kIq1SAvx2 = {kLayoutStep256, UnitBytesAvx2, PrepareStep256Avx2, MatMul<Iq1S>,
+                                kPanelRows};
+const WeightKernel kIq1MAvx2 = {kLayoutStep256, UnitBytesAvx2, PrepareStep256Avx2, MatMul<Iq1M>,
+                                kPanelRows};
 
 }  // namespace packtrain

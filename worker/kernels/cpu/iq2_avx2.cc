@@ -63,7 +63,8 @@ class Iq2Xs : public Iq2 {
 
   Vec Weights(const uint8_t* p, const Header& h, int b) const {
     const uint64_t i = Load64(p + 2 + 8 * b);
-    const uint64_t index[] = {i & 511, i >> 16 & 511, i >> 32 & 511, i >> 48 & 511};
+    const uint64_t index[] = {i & 511, _bextr_u64(i, 16, 9), _bextr_u64(i, 32, 9),
+                              _bextr_u64(i, 48, 9)};
     return ApplySigns(FourEntries(grid_, index),
                       _mm256_set1_epi64x(static_cast<int64_t>(h.signs[b])), SpreadWords());
   }
@@ -109,9 +110,11 @@ class Iq2S : public Iq2 {
 
 }  // namespace
 
-const WeightKernel kIq2XxsAvx2 = {kLayoutStep256, UnitBytesAvx2, PrepareStep256Avx2,
-                                  MatMul<Iq2Xxs>};
-const WeightKernel kIq2XsAvx2 = {kLayoutStep256, UnitBytesAvx2, PrepareStep256Avx2, MatMul<Iq2Xs>};
-const WeightKernel kIq2SAvx2 = {kLayoutStep256, UnitBytesAvx2, PrepareStep256Avx2, MatMul<Iq2S>};
+const WeightKernel kIq2XxsAvx2 = {kLayoutStep256, UnitBytesAvx2, PrepareStep256Avx2, MatMul<Iq2Xxs>,
+                                  kPanelRows};
+const WeightKernel kIq2XsAvx2 = {kLayoutStep256, UnitBytesAvx2, PrepareStep256Avx2, MatMul<Iq2Xs>,
+                                 kPanelRows};
+const WeightKernel kIq2SAvx2 = {kLayoutStep256, UnitBytesAvx2, PrepareStep256Avx2, MatMul<Iq2S>,
+                                kPanelRows};
 
 }  // namespace packtrain

@@ -28,15 +28,11 @@ class Iq3Xxs : public Iq3 {
     _mm256_store_si256(reinterpret_cast<__m256i*>(h->signs), SignBytes(words));
     SetScales(WordScales(words), h);
     h->d = LoadHalf(p);
-#pragma GCC unroll 4
-    for (int i = 0; i < 64; i += 16) {
-      const Vec index = _mm256_cvtepu8_epi16(Load128(p + 2 + i));
-      StoreIndex(h, i, _mm256_add_epi16(index, index));
-    }
   }
 
-  Vec Weights(const uint8_t*, const Header& h, int b) const {
-    return ApplySigns(EightSpread(grid_, h.index + 8 * b), SignsOf(h, b), SpreadBytes());
+  Vec Weights(const uint8_t* p, const Header& h, int b) const {
+    const uint64_t index = Load64(p + 2 + 8 * b);
+    return ApplySigns(EightSpread<8>(grid_, index, index >> 32), SignsOf(h, b), SpreadBytes());
   }
 
  private:
@@ -54,25 +50,23 @@ class Iq3S : public Iq3 {
         _mm256_srlv_epi32(_mm256_set1_epi32(static_cast<int>(Load32(p + 106))), shifts);
     SetScales(WordScales(_mm256_slli_epi32(nibbles, 28)), h);
     h->d = LoadHalf(p);
-    // Bit n of a byte of qh is bit 8 of index n, bit 9 of its double.
+    // Bit n of a byte of qh is bit 8 of index n.
     const Vec to_words = _mm256_setr_epi64x(kFirst, kFirst, kSecond, kSecond);
-    const Vec to_bit9 = _mm256_broadcastsi128_si256(
-        _mm_setr_epi16(1 << 9, 1 << 8, 1 << 7, 1 << 6, 1 << 5, 1 << 4, 1 << 3, 1 << 2));
+    const Vec to_bit8 = _mm256_broadcastsi128_si256(
+        _mm_setr_epi16(1 << 8, 1 << 7, 1 << 6, 1 << 5, 1 << 4, 1 << 3, 1 << 2, 1 << 1));
 #pragma GCC unroll 4
     for (int i = 0; i < 64; i += 16) {
       const Vec index = _mm256_cvtepu8_epi16(Load128(p + 2 + i));
       uint16_t two;
       __builtin_memcpy(&two, p + 66 + i / 8, sizeof two);
       const Vec high = _mm256_mullo_epi16(
-          _mm256_shuffle_epi8(_mm256_set1_epi16(static_cast<int16_t>(two)), to_words), to_bit9);
-      StoreIndex(h, i,
-                 _mm256_or_si256(_mm256_add_epi16(index, index),
-                                 _mm256_and_si256(high, _mm256_set1_epi16(1 << 9))));
+          _mm256_shuffle_epi8(_mm256_set1_epi16(static_cast<int16_t>(two)), to_words), to_bit8);
+      StoreIndex(h, i, _mm256_or_si256(index, _mm256_and_si256(high, _mm256_set1_epi16(1 << 8))));
     }
   }
 
   Vec Weights(const uint8_t* p, const Header& h, int b) const {
-    return ApplySigns(EightSpread(grid_, h.index + 8 * b),
+    return ApplySigns(EightSpread<16>(grid_, Load64(h.index + 8 * b), Load64(h.index + 8 * b + 4)),
                       _mm256_set1_epi32(static_cast<int>(Load32(p + 74 + 4 * b))), SpreadBytes());
   }
 
@@ -86,8 +80,9 @@ class Iq3S : public Iq3 {
 
 }  // namespace
 
-const WeightKernel kIq3XxsAvx2 = {kLayoutStep256, UnitBytesAvx2, PrepareStep256Avx2,
-                                  MatMul<Iq3Xxs>};
-const WeightKernel kIq3SAvx2 = {kLayoutStep256, UnitBytesAvx2, PrepareStep256Avx2, MatMul<Iq3S>};
+const WeightKernel kIq3XxsAvx2 = {kLayoutStep256, UnitBytesAvx2, PrepareStep256Avx2, MatMul<Iq3Xxs>,
+                                  kPanelRows};
+const WeightKernel kIq3SAvx2 = {kLayoutStep256, UnitBytesAvx2, PrepareStep256Avx2, MatMul<Iq3S>,
+                                kPanelRows};
 
 }  // namespace packtrain

@@ -17,7 +17,7 @@ bool HasF16c() {
 // The compiler's run-time checks the OS's XCR0 bits before it reports a vector extension.
 bool HasAvx2() {
   return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && HasF16c() &&
-         __builtin_cpu_supports("bmi2");
+         __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2");
 }
 
 bool HasAvx512() {

@@ -161,11 +161,17 @@ struct Iq4Xs : KQuant {
 
 }  // namespace
 
-const WeightKernel kQ2KAvx2 = {kLayoutStep256, UnitBytesAvx2, PrepareStep256Avx2, MatMul<Q2K>};
-const WeightKernel kQ3KAvx2 = {kLayoutStep256, UnitBytesAvx2, PrepareStep256Avx2, MatMul<Q3K>};
-const WeightKernel kQ4KAvx2 = {kLayoutStep256, UnitBytesAvx2, PrepareStep256Avx2, MatMul<Q4K>};
-const WeightKernel kQ5KAvx2 = {kLayoutStep256, UnitBytesAvx2, PrepareStep256Avx2, MatMul<Q5K>};
-const WeightKernel kQ6KAvx2 = {kLayoutStep256, UnitBytesAvx2, PrepareStep256Avx2, MatMul<Q6K>};
-const WeightKernel kIq4XsAvx2 = {kLayoutStep256, UnitBytesAvx2, PrepareStep256Avx2, MatMul<Iq4Xs>};
+const WeightKernel kQ2KAvx2 = {kLayoutStep256, UnitBytesAvx2, PrepareStep256Avx2, MatMul<Q2K>,
+                               kPanelRows};
+const WeightKernel kQ3KAvx2 = {kLayoutStep256, UnitBytesAvx2, PrepareStep256Avx2, MatMul<Q3K>,
+                               kPanelRows};
+const WeightKernel kQ4KAvx2 = {kLayoutStep256, UnitBytesAvx2, PrepareStep256Avx2, MatMul<Q4K>,
+                               kPanelRows};
+const WeightKernel kQ5KAvx2 = {kLayoutStep256, UnitBytesAvx2, PrepareStep256Avx2, MatMul<Q5K>,
+                               kPanelRows};
+const WeightKernel kQ6KAvx2 = {kLayoutStep256, UnitBytesAvx2, PrepareStep256Avx2, MatMul<Q6K>,
+                               kPanelRows};
+const WeightKernel kIq4XsAvx2 = {kLayoutStep256, UnitBytesAvx2, PrepareStep256Avx2, MatMul<Iq4Xs>,
+                                 kPanelRows};
 
 }  // namespace packtrain

@@ -240,9 +240,13 @@ void MatMul(const void* w, size_t rows, size_t n, const void* const* activations
 
 }  // namespace
 
-const WeightKernel kQ8_0Avx2 = {kLayoutStep32, UnitBytesAvx2, PrepareStep32Avx2, MatMul<Q8_0>};
-const WeightKernel kQ4_0Avx2 = {kLayoutStep32, UnitBytesAvx2, PrepareStep32Avx2, MatMul<Q4_0>};
-const WeightKernel kIq4NlAvx2 = {kLayoutStep32, UnitBytesAvx2, PrepareStep32Avx2, MatMul<Iq4Nl>};
-const WeightKernel kMxfp4Avx2 = {kLayoutStep32, UnitBytesAvx2, PrepareStep32Avx2, MatMul<Mxfp4>};
+const WeightKernel kQ8_0Avx2 = {kLayoutStep32, UnitBytesAvx2, PrepareStep32Avx2, MatMul<Q8_0>,
+                                kPanelRows};
+const WeightKernel kQ4_0Avx2 = {kLayoutStep32, UnitBytesAvx2, PrepareStep32Avx2, MatMul<Q4_0>,
+                                kPanelRows};
+const WeightKernel kIq4NlAvx2 = {kLayoutStep32, UnitBytesAvx2, PrepareStep32Avx2, MatMul<Iq4Nl>,
+                                 kPanelRows};
+const WeightKernel kMxfp4Avx2 = {kLayoutStep32, UnitBytesAvx2, PrepareStep32Avx2, MatMul<Mxfp4>,
+                                 kPanelRows};
 
 }  // namespace packtrain

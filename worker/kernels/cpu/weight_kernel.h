@@ -22,6 +22,8 @@ struct WeightKernel {
   // tokens >= 1, any rows. Few tokens are bound by memory: one pass over w.
   void (*mat_mul)(const void* w, size_t rows, size_t n, const void* const* activations,
                   size_t tokens, float* const* y) = nullptr;
+  // Rows of w that use many tokens' activations each time that these come from a cache.
+  size_t panel_rows = 8;
 };
 
 }  // namespace packtrain
