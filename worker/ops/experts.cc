@@ -10,8 +10,9 @@
 namespace packtrain {
 namespace {
 
-// Bounds how much of a task's results lies about at a time: less than the core's cache.
-constexpr size_t kResultBytes = size_t{128} << 10;
+// Bounds how much of a task's results lies about at a time. Each task reads all picks' activations,
+// so that many small ones would take more of the memory's time than their results, once each.
+constexpr size_t kResultBytes = size_t{4} << 20;
 
 }  // namespace
 

@@ -10,7 +10,7 @@ namespace {
 
 using Reg = __m256;
 constexpr size_t kLanes = 8;
-constexpr int kTileQueries = 2;
+constexpr int kTileQueries = 3;
 
 inline Reg MulAdd(Reg a, Reg b, Reg c) { return _mm256_fmadd_ps(a, b, c); }
 inline float Sum(Reg x) {
