@@ -333,7 +333,6 @@ void CudaStage::UploadBatch(const Ubatch& ubatch) {
   run_.sequences.clear();
   run_.rows = ubatch.rows;
   run_.streaming = Streams(ubatch.rows);
-  if (run_.streaming) expert_stream_.Begin(&run_);
   *host.mailbox_step = remote_experts_.BeginStep(run_, ubatch.step_id);
   run_.max_position = 0;
   for (const UbatchSequence& sequence : ubatch.sequences) {
@@ -359,6 +358,8 @@ void CudaStage::UploadBatch(const Ubatch& ubatch) {
          cudaMemcpyAsync(batch_, begin,
                          static_cast<size_t>(reinterpret_cast<const std::byte*>(table) - begin),
                          cudaMemcpyHostToDevice, run_.stream));
+  // Behind that copy: all to the device go one after the other.
+  if (run_.streaming) expert_stream_.Begin(&run_);
   // Powers of two in decode steps, so that few shapes come.
   const auto most = PagesOf(std::min(config_.context_length, spec_.num_pages * kPagePositions));
   const size_t pages = PagesOf(run_.max_position + 1);
