@@ -194,6 +194,7 @@ void Fields(Io& io, WeightRate& f) {
   io.Field("pass_gb_per_s", f.pass_gb_per_s);
   io.Field("tflops", f.tflops);
   io.Field("experts_gb_per_s", f.experts_gb_per_s);
+  io.Field("experts_down_gb_per_s", f.experts_down_gb_per_s);
   io.Field("experts_pass_gb_per_s", f.experts_pass_gb_per_s);
   io.Field("experts_tflops", f.experts_tflops);
 }

@@ -79,8 +79,9 @@ struct WeightRate {
   double pass_gb_per_s = 0;  // 0: nothing that could be measured
   double tflops = 0;
   // Of the experts that one token picks; on a CPU besides experts_layer_us for each layer, on a GPU
-  // besides product_us for each kernel.
+  // besides product_us for each kernel, and their down matrices have a rate of their own.
   double experts_gb_per_s = 0;
+  double experts_down_gb_per_s = 0;
   // GPU: experts in a long ubatch, each with its own tokens. As pass and tflops above.
   double experts_pass_gb_per_s = 0;
   double experts_tflops = 0;

@@ -19,7 +19,7 @@ std::string RateFault(const HostFacts& host) {
     for (const WeightRate& rate : all) {
       rates.insert(rates.end(),
                    {rate.read_gb_per_s, rate.pass_gb_per_s, rate.tflops, rate.experts_gb_per_s,
-                    rate.experts_pass_gb_per_s, rate.experts_tflops});
+                    rate.experts_down_gb_per_s, rate.experts_pass_gb_per_s, rate.experts_tflops});
     }
   };
   for (const ReadRate& rate : host.dram_read) rates.push_back(rate.gb_per_s);

@@ -18,17 +18,18 @@ namespace {
 
 constexpr size_t kWeightBytes = ProbeBench::kWeightBytes;
 constexpr int kColumns = ProbeBench::kColumns, kRows = ProbeBench::kRows;
-// The two points of a long ubatch's line.
-constexpr int kFewTokens = 64, kManyTokens = ProbeBench::kManyTokens;
+// The two points of a long ubatch's line: both beyond where reading the weights takes longest.
+constexpr int kFewTokens = 512, kManyTokens = ProbeBench::kManyTokens;
 // A small product of a decode step, and how many different ones follow each other in a graph.
 constexpr int kSmallSide = 2048;
 constexpr int kChain = 100;
-// Experts of a layer: of the size of one, picked by a token, all of them in a long ubatch with so
-// many tokens each on average.
+// Experts that a token picks, of the size of one.
 constexpr int kExpertDim = 1024;
 constexpr int kPicks = 8;
 constexpr int kMostPasses = 16;  // over different experts, in a graph
-constexpr int kExperts = 32;
+// Experts of a layer in a long ubatch, with so many tokens each on average: as many as a layer has,
+// for fewer would leave multiprocessors without work.
+constexpr int kExperts = 128, kExpertColumns = 2048;
 constexpr int kFewEach = 16, kManyEach = 256;
 
 class WeightProbe {
@@ -59,6 +60,7 @@ class WeightProbe {
     memory_.Add(&picks_, size_t{kMostPasses} * kPicks);
     memory_.Add(&offsets_, kExperts + 1);
     memory_.Add(&token_of_row_, size_t{kExperts} * kManyEach);
+    memory_.Add(&grouped_, size_t{kExperts} * kManyEach * kExpertDim);
     RETURN_IF_ERROR(memory_.Allocate("measuring", true));
     small_ = {.rows = 1, .n = kSmallSide, .f32 = bench_->many.f32, .q8 = small_.q8};
     RETURN_IF_CUDA(cuda::Convert(small_.f32, 1, kSmallSide, kSmallSide, {.q8 = small_.q8},
@@ -126,39 +128,44 @@ class WeightProbe {
         cudaMemcpy(picks_, ids.data(), ids.size() * sizeof(int32_t), cudaMemcpyHostToDevice));
     const uint8_t* const up = bench_->weights + static_cast<size_t>(experts) * matrix;
     const uint8_t* const down = up + static_cast<size_t>(experts) * matrix;
-    const auto pass = [&](int i) {
-      const int32_t* const picked = picks_ + i * kPicks;
-      bench_->run.Check(kernels.gate_up({.gate = bench_->weights,
-                                         .up = up,
-                                         .expert_stride = matrix,
-                                         .ids = picked,
-                                         .rows = kExpertDim,
-                                         .n = kColumns,
-                                         .x = bench_->one.q8,
-                                         .pairs = kPicks,
-                                         .pairs_per_row = kPicks,
-                                         .out = {.q8 = inner_}},
-                                        bench_->run.stream),
-                        "gate_up");
-      bench_->run.Check(kernels.down({.w = down,
-                                      .expert_stride = down_row * kColumns,
-                                      .ids = picked,
-                                      .weights = bench_->many.f32,
-                                      .rows = kColumns,
-                                      .n = kExpertDim,
-                                      .x = inner_,
-                                      .tokens = 1,
-                                      .top_k = kPicks,
-                                      .y = bench_->y},
-                                     bench_->run.stream),
-                        "down");
+    const auto gate_up_of = [&](const int32_t* picked) {
+      return kernels.gate_up({.gate = bench_->weights,
+                              .up = up,
+                              .expert_stride = matrix,
+                              .ids = picked,
+                              .rows = kExpertDim,
+                              .n = kColumns,
+                              .x = bench_->one.q8,
+                              .pairs = kPicks,
+                              .pairs_per_row = kPicks,
+                              .out = {.q8 = inner_}},
+                             bench_->run.stream);
     };
-    ASSIGN_OR_RETURN(const double seconds, bench_->TimeRecorded([&] {
-      for (int i = 0; i < passes; ++i) pass(i);
-    }));
-    const double reading = seconds / passes - 2 * kernel_seconds;
-    if (reading <= 0) return absl::OkStatus();
-    rate->experts_gb_per_s = static_cast<double>(3 * matrix) * kPicks / reading / 1e9;
+    const auto down_of = [&](const int32_t* picked) {
+      return kernels.down({.w = down,
+                           .expert_stride = down_row * kColumns,
+                           .ids = picked,
+                           .weights = bench_->many.f32,
+                           .rows = kColumns,
+                           .n = kExpertDim,
+                           .x = inner_,
+                           .tokens = 1,
+                           .top_k = kPicks,
+                           .y = bench_->y},
+                          bench_->run.stream);
+    };
+    // GB/s of so many matrices of each expert.
+    const auto rate_of = [&](int matrices, const auto& launch) -> absl::StatusOr<double> {
+      ASSIGN_OR_RETURN(const double seconds, bench_->TimeRecorded([&] {
+        for (int i = 0; i < passes; ++i) {
+          bench_->run.Check(launch(picks_ + i * kPicks), "picked experts");
+        }
+      }));
+      const double reading = seconds / passes - kernel_seconds;
+      return reading > 0 ? static_cast<double>(matrices * matrix) * kPicks / reading / 1e9 : 0;
+    };
+    ASSIGN_OR_RETURN(rate->experts_gb_per_s, rate_of(2, gate_up_of));
+    ASSIGN_OR_RETURN(rate->experts_down_gb_per_s, rate_of(1, down_of));
     return absl::OkStatus();
   }
 
@@ -177,10 +184,10 @@ class WeightProbe {
                               cudaMemcpyHostToDevice));
     cuda::MatMulArgs args;
     args.parts[0] = {.w = bench_->weights,
-                     .expert_stride = RowBytes(kernels.type, kColumns) * kExpertDim,
-                     .y = bench_->y,
+                     .expert_stride = RowBytes(kernels.type, kExpertColumns) * kExpertDim,
+                     .y = grouped_,
                      .rows = kExpertDim};
-    args.n = kColumns;
+    args.n = kExpertColumns;
     args.x = bench_->many.bf16;
     args.row_index = token_of_row_;
     args.groups = kExperts;
@@ -195,8 +202,8 @@ class WeightProbe {
     const double per_token = (high - low) / (kExperts * (kManyEach - kFewEach));
     const double pass = low - kExperts * kFewEach * per_token;
     const double bytes =
-        static_cast<double>(RowBytes(kernels.type, kColumns)) * kExpertDim * kExperts;
-    if (per_token > 0) rate->experts_tflops = 2.0 * kExpertDim * kColumns / per_token / 1e12;
+        static_cast<double>(RowBytes(kernels.type, kExpertColumns)) * kExpertDim * kExperts;
+    if (per_token > 0) rate->experts_tflops = 2.0 * kExpertDim * kExpertColumns / per_token / 1e12;
     if (pass > 0) rate->experts_pass_gb_per_s = bytes / pass / 1e9;
     return absl::OkStatus();
   }
@@ -208,6 +215,7 @@ class WeightProbe {
   int32_t* picks_ = nullptr;         // [kMostPasses, kPicks]
   int32_t* offsets_ = nullptr;       // [kExperts + 1]
   int32_t* token_of_row_ = nullptr;  // [kExperts * kManyEach]
+  float* grouped_ = nullptr;         // [kExperts * kManyEach, kExpertDim]
 };
 
 }  // namespace
