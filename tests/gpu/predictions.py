@@ -4,9 +4,9 @@ than 10 %, or if a placement could not be measured.
 
   predictions.py [--folder DIR] [--json OUT] [--seconds N] [NAME ...]
 
-The models' files are written to DIR (default /dev/shm), one at a time of up to 23 GB. OUT gets all
-that was seen. After N seconds (default 600) no further placement is begun. NAMEs choose models.
-Needs numpy. Takes about four minutes.
+The models' files are written to DIR (default /dev/shm), 52 GB in all. OUT gets all that was seen.
+After N seconds (default 600) no further placement is begun. NAMEs choose models. Needs numpy.
+Takes about four minutes.
 """
 
 import argparse
@@ -44,7 +44,7 @@ class Placement:
         self.name = name
         self.workers = workers
         self.prompts = prompts  # their lengths, rising
-        self.tokens = tokens    # generated behind each
+        self.tokens = tokens    # generated behind each, few enough to call that its depth
 
 
 def placements(name, layers, first):
@@ -52,7 +52,7 @@ def placements(name, layers, first):
     gpu = [512, DEPTH, 8192]
     result = [
         Placement("all on the card", [f"{{device: '{DEVICE}', resident_experts: {first}-{last}}}"],
-                  gpu, 256),
+                  gpu, 128),
         Placement("half the experts on the CPU",
                   [f"{{device: '{DEVICE}', resident_experts: {first}-{middle - 1}}}",
                    "{device: cpu, role: experts}"], gpu, 96),
@@ -65,7 +65,7 @@ def placements(name, layers, first):
             [f"{{device: '{DEVICE}', memory_gib: 40, layers: 0-{middle - 1}, "
              f"resident_experts: {first}-{middle - 1}}}",
              f"{{device: '{DEVICE}', memory_gib: 40, layers: {middle}-{last}, "
-             f"resident_experts: {middle}-{last}}}"], gpu, 256))
+             f"resident_experts: {middle}-{last}}}"], gpu, 128))
     return result
 
 
@@ -217,40 +217,50 @@ def details(seen):
     sys.stdout.flush()
 
 
-def check(name, arguments, placements_of_model, folder, deadline, table):
+def write_models(models, folder):
+    """{name: path} of all models' files, written at once."""
+    begin = time.monotonic()
+    jobs = max(1, os.cpu_count() // len(models))
+    paths = {name: folder / f"packtrain-predictions-{name}.gguf" for name, *_ in models}
+    writers = [subprocess.Popen(
+        [sys.executable, str(SOURCE / "tests/support/synth_gguf.py"), str(paths[name]), *arguments,
+         "--layers", str(layers), "--jobs", str(jobs)], stdout=subprocess.DEVNULL)
+        for name, arguments, layers, _ in models]
+    for writer in writers:
+        if writer.wait() != 0:
+            raise AssertionError(f"{writer.args} ended with {writer.returncode}")
+    print("%.1f GB written in %.0f s" % (sum(path.stat().st_size for path in paths.values()) / 1e9,
+                                         time.monotonic() - begin))
+    return paths
+
+
+def check(name, placements_of_model, path, deadline, table):
     """Of one model; {placement: what was seen}."""
-    path = pathlib.Path(folder) / f"packtrain-predictions-{name}.gguf"
     rows = {}
-    try:
-        begin = time.monotonic()
-        subprocess.run([sys.executable, str(SOURCE / "tests/support/synth_gguf.py"), str(path),
-                        *arguments, "--jobs", str(os.cpu_count())],
-                       check=True, stdout=subprocess.DEVNULL)
-        print("%s: %.1f GB written in %.0f s"
-              % (name, path.stat().st_size / 1e9, time.monotonic() - begin))
-        for placement in placements_of_model:
-            where = f"{name}, {placement.name}"
-            if time.monotonic() > deadline:
-                print(f"{where}: no time left")
-                table.failed = True
-                continue
-            try:
-                seen = serve(placement, path)
-                rows[where] = seen
-                compare(where, seen, table)
-                details(seen)
-            except Exception:  # the others are worth seeing all the same
-                table.failed = True
-                print(f"{where}: FAILED\n{traceback.format_exc(limit=-3)[-3000:]}")
-                sys.stdout.flush()
-    finally:
-        path.unlink(missing_ok=True)
+    for placement in placements_of_model:
+        where = f"{name}, {placement.name}"
+        if time.monotonic() > deadline:
+            print(f"{where}: no time left")
+            table.failed = True
+            continue
+        try:
+            seen = serve(placement, path)
+            rows[where] = seen
+            compare(where, seen, table)
+            details(seen)
+        except Exception:  # the others are worth seeing all the same
+            table.failed = True
+            print(f"{where}: FAILED\n{traceback.format_exc(limit=-3)[-3000:]}")
+            sys.stdout.flush()
     return rows
 
 
 def main(options):
     deadline = time.monotonic() + options.seconds
-    with tempfile.TemporaryDirectory(prefix="packtrain-facts-") as cache:
+    models = [model for model in MODELS if not options.names or model[0] in options.names]
+    with tempfile.TemporaryDirectory(prefix="packtrain-facts-") as cache, \
+            tempfile.TemporaryDirectory(prefix="packtrain-models-", dir=options.folder) as folder:
+        paths = write_models(models, pathlib.Path(folder))
         os.environ["XDG_CACHE_HOME"] = cache
         begin = time.monotonic()
         subprocess.run([str(PACKTRAIN), "doctor"], check=True)
@@ -259,16 +269,10 @@ def main(options):
         facts = json.loads((pathlib.Path(cache) / "packtrain" / "host.json").read_text())
         result = {"facts": facts, "rows": {}}
         table = Table()
-        for name, arguments, layers, first in MODELS:
-            if options.names and name not in options.names:
-                continue
-            try:
-                result["rows"].update(
-                    check(name, [*arguments, "--layers", str(layers)],
-                          placements(name, layers, first), options.folder, deadline, table))
-            except Exception:
-                table.failed = True
-                traceback.print_exc(limit=-2)
+        for name, _, layers, first in models:
+            result["rows"].update(
+                check(name, placements(name, layers, first), paths[name], deadline, table))
+            paths[name].unlink()
             if options.json:
                 pathlib.Path(options.json).write_text(json.dumps(result))
     return 1 if table.failed else 0
