@@ -16,14 +16,18 @@ constexpr uint64_t kMiB = uint64_t{1} << 20;
 // A CUDA context with the kernels' code: 500 to 540 MiB on an H200; cards with fewer
 // multiprocessors take less.
 constexpr uint64_t kCudaRuntime = 560 * kMiB;
-// A worker's program, heap and threads: 15 to 25 MiB. With CUDA 150 to 240 MiB of the driver's
-// and 160 of libraries and registers that it maps.
-constexpr uint64_t kProcessRuntime = 32 * kMiB;
-constexpr uint64_t kCudaProcessRuntime = 336 * kMiB;
-// Each end of a link: what it lends; on the host also what was needed to measure it. NCCL has 4 MiB
-// for each channel and direction.
-constexpr uint64_t kLentBundles = 3, kMeasuredBundles = 1;
-constexpr uint64_t kNcclChannels = 8, kNcclBytes = kNcclChannels * 2 * 4 * kMiB;
+// A worker's heap and threads: 4 to 6 MiB; its program and libraries, which others share, 3. With
+// CUDA 150 MiB of the driver's and 186 of libraries and registers that it maps; with MLA 86 more,
+// for there are twice as many kernels.
+constexpr uint64_t kProcessRuntime = 8 * kMiB;
+constexpr uint64_t kCudaProcessRuntime = 336 * kMiB, kMlaProcessRuntime = 84 * kMiB;
+// Bundles that each end of a link lends from RAM; on a GPU NCCL's sender has as many, its receiver
+// one.
+constexpr uint64_t kLentBundles = 3;
+// NCCL took 440 MiB of each of two H200 that one link joins. Its channels have 4 MiB for each
+// direction, its default; the rest is its code, once.
+constexpr uint64_t kNcclChannels = 8, kNcclEnd = kNcclChannels * 2 * 4 * kMiB;
+constexpr uint64_t kNcclCode = 376 * kMiB;
 constexpr uint64_t kDecodeRows = 8;  // whose logits a CUDA stage copies to the host
 
 uint64_t U(int value) { return static_cast<uint64_t>(value); }
@@ -33,8 +37,18 @@ uint64_t BundleBytes(const ModelConfig& c, const DeploymentShape& shape) {
   return U(shape.max_tokens) * U(c.hidden_dim + c.indexer.top_k) * 4;
 }
 
-uint64_t HostLinkBytes(const ModelConfig& c, const DeploymentShape& shape) {
-  return (kLentBundles + kMeasuredBundles) * BundleBytes(c, shape);
+// In RAM, of all links of a stage.
+uint64_t HostLinkBytes(const ModelConfig& c, const DeploymentShape& shape,
+                       const StageDuties& duties) {
+  return U(duties.receives + duties.sends) * kLentBundles * BundleBytes(c, shape);
+}
+
+// On a GPU: shared memory and gRPC carry bundles from RAM.
+uint64_t NcclBytes(const ModelConfig& c, const DeploymentShape& shape, const StageDuties& duties) {
+  const uint64_t ends = U(duties.receives + duties.sends);
+  if (!duties.nccl || ends == 0) return 0;
+  return kNcclCode + ends * kNcclEnd +
+         (kLentBundles * U(duties.sends) + U(duties.receives)) * BundleBytes(c, shape);
 }
 
 // What goes to an experts worker and comes back: rows, picks, weights, sums.
@@ -54,7 +68,9 @@ void AddType(TensorType type, uint64_t bytes, std::vector<TypeBytes>* types) {
 void AddTensor(const ModelTensor& tensor, LayerWeightBytes* layer) {
   const uint64_t bytes = tensor.tensor->bytes;
   AddType(tensor.tensor->type, bytes,
-          IsRoutedExpert(tensor.role) ? &layer->expert_types : &layer->types);
+          tensor.role == TensorRole::kExpertsDown ? &layer->expert_down_types
+          : IsRoutedExpert(tensor.role)           ? &layer->expert_types
+                                                  : &layer->types);
   (IsRoutedExpert(tensor.role) ? layer->expert_parameters : layer->parameters) +=
       tensor.tensor->elements();
   switch (tensor.role) {
@@ -179,9 +195,7 @@ MemoryBill StageBaseBill(const ModelFacts& model, const DeploymentShape& shape,
   if (duties.has_head) bill[BillItem::kHead] = model.weights.head;
   if (duties.embeds && !cuda) bill[BillItem::kEmbedding] = model.weights.embedding;
   bill[BillItem::kBuffers] = StageBufferBytes(model, shape, duties);
-  const uint64_t link_ends = U(duties.receives + duties.sends);
-  bill[BillItem::kTransport] = link_ends * (cuda ? kLentBundles * BundleBytes(c, shape) + kNcclBytes
-                                                 : HostLinkBytes(c, shape));
+  bill[BillItem::kTransport] = cuda ? NcclBytes(c, shape, duties) : HostLinkBytes(c, shape, duties);
   if (duties.asks_experts && cuda) bill[BillItem::kStreaming] = ExpertRingBytes(model, shape);
   if (duties.asks_experts && !cuda) bill[BillItem::kTransport] += ExchangeBytes(c, shape);
   bill[BillItem::kRuntime] = cuda ? kCudaRuntime : kProcessRuntime;
@@ -193,7 +207,7 @@ MemoryBill StageHostBill(const ModelFacts& model, const DeploymentShape& shape,
   MemoryBill bill;
   if (duties.device == DeviceKind::kCpu) return bill;
   const ModelConfig& c = model.config;
-  bill[BillItem::kTransport] = U(duties.receives + duties.sends) * HostLinkBytes(c, shape);
+  bill[BillItem::kTransport] = HostLinkBytes(c, shape, duties);
   if (duties.asks_experts) bill[BillItem::kTransport] += ExchangeBytes(c, shape);
   // Page-locked: rows of the embedding table, logits.
   if (duties.embeds) {
@@ -202,7 +216,8 @@ MemoryBill StageHostBill(const ModelFacts& model, const DeploymentShape& shape,
         U(shape.max_tokens) * (model.weights.embedding / U(std::max(c.vocab_size, 1)));
   }
   if (duties.has_head) bill[BillItem::kBuffers] += kDecodeRows * U(c.vocab_size) * 4;
-  bill[BillItem::kRuntime] = kCudaProcessRuntime;
+  bill[BillItem::kRuntime] =
+      kCudaProcessRuntime + (c.mla.kv_lora_rank > 0 ? kMlaProcessRuntime : 0);
   return bill;
 }
 

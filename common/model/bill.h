@@ -63,7 +63,8 @@ struct LayerWeightBytes {
   uint64_t experts = 0;        // all routed experts
   uint64_t parameters = 0;     // numbers of weights, without and of routed experts
   uint64_t expert_parameters = 0;
-  std::vector<TypeBytes> types, expert_types;  // the mixes of both, for speeds; may be empty
+  // The mixes of both, for speeds, routed experts' down matrices apart; may be empty.
+  std::vector<TypeBytes> types, expert_types, expert_down_types;
 };
 
 struct ModelWeights {
@@ -94,7 +95,7 @@ struct DeploymentShape {
   int num_pages = 0;
   int num_slots = 8;
   int num_snapshots = 0;
-  int max_tokens = 512;  // rows of the largest ubatch
+  int max_tokens = 512;   // rows of the largest ubatch
   int streamed_rows = 0;  // as in StreamsExperts
 
   bool Streams(int rows) const { return StreamsExperts(streamed_rows, rows); }
@@ -112,6 +113,7 @@ struct StageDuties {
   bool receives = false;      // a stage in front of it
   bool sends = false;         // a stage behind it
   bool asks_experts = false;  // some of its routed experts are computed by an experts worker
+  bool nccl = false;          // a GPU that is not the only one of the deployment
 };
 
 // One layer on its stage, without its routed experts; and those alone.

@@ -53,12 +53,10 @@ class Builder {
     const double flops = (gpu.bf16_tflops > 0 ? gpu.bf16_tflops : 50) * 1e12;
     s.weights = {
         .rates = gpu.weight_rates, .read = s.read * kGpuReadShare, .flops = flops * kGemmShare};
-    s.experts = GpuExpertTimes(gpu, s.read, flops);
-    s.attention_flops = flops;
-    s.f32_flops = flops * kF32Share;
-    for (const WeightRate& rate : gpu.weight_rates) {
-      if (rate.type == "F32" && rate.tflops > 0) s.f32_flops = rate.tflops * 1e12;
-    }
+    s.experts = {.gate_up = GpuExpertTimes(gpu, s.read, flops, false),
+                 .down = GpuExpertTimes(gpu, s.read, flops, true)};
+    s.attention_flops = flops * kAttentionShare;
+    s.attention_rows = gpu.multiprocessors * kAttentionRows;
     s.kernel_seconds = (gpu.product_us > 0 ? gpu.product_us : kProductUs) * 1e-6;
     s.link = LinkOf(gpu);
     s.exchange_seconds = kMailboxSeconds + 2 * gpu.flag_round_trip_us * 1e-6;
@@ -76,7 +74,7 @@ class Builder {
     s.capacity = p_->hosts[h].capacity;
     s.read = DramOf(host, threads);
     s.weights = CpuTimes(host, threads, s.read * kCpuStageReadShare);
-    s.experts = CpuExpertTimes(host, threads);
+    s.experts = {.gate_up = CpuExpertTimes(host, threads), .down = CpuExpertTimes(host, threads)};
     s.experts_seconds = ExpertsLayerSeconds(host);
     s.attention_flops = s.weights.flops;
     s.link = p_->hosts[h].dram_read;
@@ -97,7 +95,7 @@ class Builder {
     ExpertsCandidate e;
     e.name = {host.name, "cpu"};
     e.host = static_cast<int>(h);
-    e.weights = CpuExpertTimes(host, threads);
+    e.experts = {.gate_up = CpuExpertTimes(host, threads), .down = CpuExpertTimes(host, threads)};
     e.layer_seconds = ExpertsLayerSeconds(host);
     e.threads = threads;
     p_->experts.push_back(std::move(e));

@@ -51,11 +51,13 @@ WeightTimes CpuExpertTimes(const HostFacts& host, int threads) {
   return times;
 }
 
-WeightTimes GpuExpertTimes(const GpuFacts& gpu, double read, double flops) {
+WeightTimes GpuExpertTimes(const GpuFacts& gpu, double read, double flops, bool down) {
   WeightTimes times = {
       .rates = gpu.weight_rates, .read = read * kGpuPickedShare, .flops = flops * kGroupedShare};
   for (WeightRate& rate : times.rates) {
-    if (rate.experts_gb_per_s > 0) rate.read_gb_per_s = rate.experts_gb_per_s;
+    const double picked =
+        down && rate.experts_down_gb_per_s > 0 ? rate.experts_down_gb_per_s : rate.experts_gb_per_s;
+    if (picked > 0) rate.read_gb_per_s = picked;
     if (rate.experts_tflops > 0) {
       rate.tflops = rate.experts_tflops;
       rate.pass_gb_per_s = rate.experts_pass_gb_per_s;

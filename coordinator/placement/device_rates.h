@@ -22,7 +22,8 @@ WeightTimes CpuTimes(const HostFacts& host, int threads, double read);
 // The same for the experts that a token picks; and the time that a layer takes besides their bytes.
 WeightTimes CpuExpertTimes(const HostFacts& host, int threads);
 double ExpertsLayerSeconds(const HostFacts& host);
-// Routed experts on a GPU that reads `read` bytes/s and multiplies `flops` per second in bf16.
-WeightTimes GpuExpertTimes(const GpuFacts& gpu, double read, double flops);
+// Routed experts on a GPU that reads `read` bytes/s and multiplies `flops` per second in bf16:
+// their gate and up matrices, or their down matrices, which other kernels read in a decode step.
+WeightTimes GpuExpertTimes(const GpuFacts& gpu, double read, double flops, bool down);
 
 }  // namespace packtrain

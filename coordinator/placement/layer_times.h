@@ -24,7 +24,7 @@ struct PromptChunk {
 double OwnPrefillSeconds(const Problem& problem, const StageCandidate& stage, int layer,
                          const PromptChunk& chunk);
 // Routed experts, on a device with these rates.
-double ExpertsPrefillSeconds(const Problem& problem, const WeightTimes& weights, int layer,
+double ExpertsPrefillSeconds(const Problem& problem, const ExpertTimes& experts, int layer,
                              int rows);
 
 }  // namespace packtrain

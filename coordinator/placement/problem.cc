@@ -7,6 +7,7 @@
 #include "absl/strings/str_format.h"
 #include "common/base/check.h"
 #include "common/base/status_macros.h"
+#include "common/model/buffers.h"
 #include "common/model/step.h"
 #include "coordinator/placement/candidates.h"
 #include "coordinator/placement/device_rates.h"
@@ -37,14 +38,14 @@ size_t S(int value) { return static_cast<size_t>(value); }
 // Duties as an index: embeds, has_head, receives, sends, asks_experts.
 constexpr size_t kDutyBits = 32;
 
-StageDuties DutiesOfBits(DeviceKind kind, size_t bits) {
-  const bool asks = (bits & 16) != 0;
+StageDuties DutiesOfBits(DeviceKind kind, size_t bits, bool nccl) {
   return {.device = kind,
           .embeds = (bits & 1) != 0,
           .has_head = (bits & 2) != 0,
           .receives = (bits & 4) != 0,
           .sends = (bits & 8) != 0,
-          .asks_experts = asks};
+          .asks_experts = (bits & 16) != 0,
+          .nccl = nccl && kind == DeviceKind::kCuda};
 }
 
 size_t BitsOf(const Problem& p, const StageChoice& choice) {
@@ -69,6 +70,7 @@ class Builder {
       p_.hosts.push_back({capacity > taken ? capacity - taken : 0, DramOf(host, host.cpu.cores)});
     }
     RETURN_IF_ERROR(AddCandidates(taken_, &p_));
+    p_.nccl = OnSeveralGpus();
     p_.shape.streamed_rows = StreamedRows();
     Sums();
     return std::move(p_);
@@ -114,7 +116,7 @@ class Builder {
     }
     for (const DeviceKind kind : {DeviceKind::kCpu, DeviceKind::kCuda}) {
       for (size_t bits = 0; bits < kDutyBits; ++bits) {
-        const StageDuties duties = DutiesOfBits(kind, bits);
+        const StageDuties duties = DutiesOfBits(kind, bits, p_.nccl);
         const size_t k = static_cast<size_t>(kind);
         p_.base_device[k].push_back(StageBaseBill(model_, p_.shape, duties).total());
         p_.base_host[k].push_back(StageHostBill(model_, p_.shape, duties).total());
@@ -122,18 +124,38 @@ class Builder {
     }
     p_.fixed_bytes = {RunningSum(cpu), RunningSum(cuda)};
     p_.expert_bytes = {RunningSum(experts)};
+    p_.ring_bytes = static_cast<double>(ExpertRingBytes(model_, p_.shape));
     for (StageCandidate& s : p_.stages) {
       s.head_seconds =
           s.weights.Read(static_cast<double>(model_.weights.head), model_.weights.head_types) +
-          s.kernel_seconds * kHeadKernels;
+          s.kernel_seconds * (kHeadKernels + model_.config.hidden_dim / kNormValues);
+      if (s.kind == DeviceKind::kCuda) {
+        s.head_seconds += HeadRowsSeconds();
+      }
       s.step_seconds = s.kernel_seconds * kStageKernels;
       DecodeSums(s);
       PrefillSums(s);
     }
     for (const ExpertsCandidate& e : p_.experts) {
       p_.worker_prefill.push_back(SumOf(
-          [&](int l) { return ExpertsPrefillSeconds(p_, e.weights, l, p_.shape.max_tokens); }));
+          [&](int l) { return ExpertsPrefillSeconds(p_, e.experts, l, p_.shape.max_tokens); }));
     }
+  }
+
+  bool OnSeveralGpus() const {
+    const StageCandidate* gpu = nullptr;
+    for (const StageCandidate& s : p_.stages) {
+      if (s.kind != DeviceKind::kCuda) continue;
+      if (gpu != nullptr && gpu->name != s.name) return true;
+      gpu = &s;
+    }
+    return false;
+  }
+
+  // Short rows take longer than the long ones of which rates are measured.
+  double HeadRowsSeconds() const {
+    const double columns = model_.config.hidden_dim;
+    return model_.config.vocab_size * kHeadRowSeconds * (1 - columns / kMeasuredColumns);
   }
 
   // From how many rows on it takes a host's CPU longer to compute all routed experts than its GPUs
@@ -152,7 +174,7 @@ class Builder {
     const auto computed_sooner = [&](int rows) {
       double seconds = 0;
       for (int l = 0; l < static_cast<int>(model_.weights.layers.size()); ++l) {
-        seconds += ExpertsPrefillSeconds(p_, p_.experts.front().weights, l, rows);
+        seconds += ExpertsPrefillSeconds(p_, p_.experts.front().experts, l, rows);
       }
       return seconds < copy_seconds;
     };
@@ -224,7 +246,8 @@ absl::StatusOr<Problem> BuildProblem(const Rig& rig, const DeploymentWish& wish,
 }
 
 StageDuties DutiesOf(const Problem& problem, const StageChoice& choice) {
-  return DutiesOfBits(problem.stages[S(choice.candidate)].kind, BitsOf(problem, choice));
+  return DutiesOfBits(problem.stages[S(choice.candidate)].kind, BitsOf(problem, choice),
+                      problem.nccl);
 }
 
 double ExpertsBytesOf(const Problem& p, const LayerRange& range) {

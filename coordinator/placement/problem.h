@@ -28,12 +28,13 @@ struct StageCandidate {
   int gpu = -1;  // index into the host's GPUs, -1: the CPU
   DeviceKind kind = DeviceKind::kCpu;
   uint64_t capacity = 0;           // of a GPU; a CPU stage lives in its host's pool
-  WeightTimes weights, experts;    // of all other weights, and of routed experts on the device
+  WeightTimes weights;             // of all but routed experts
+  ExpertTimes experts;             // on the device
   double experts_seconds = 0;      // that a layer's routed experts take besides their bytes
   double read = 0;                 // bytes/s of memory
   double kernel_seconds = 0;       // GPU: what a kernel of a decode step costs besides its bytes
   double attention_flops = 0;      // per second, in long ubatches
-  double f32_flops = 0;            // GPU: of an f32 product
+  double attention_rows = 0;       // GPU: query rows of heads in flight at once
   double link = 0;                 // bytes/s to and from host memory
   double step_seconds = 0;         // of every decode step, besides its layers
   double head_seconds = 0;         // and if it has the head
@@ -49,7 +50,7 @@ struct StageCandidate {
 struct ExpertsCandidate {
   DeviceName name;
   int host = 0;
-  WeightTimes weights;
+  ExpertTimes experts;
   double layer_seconds = 0;        // that a layer takes besides its bytes
   std::vector<LayerRange> pinned;  // it serves exactly these
   int wish = -1;                   // as of a stage
@@ -94,6 +95,7 @@ struct Problem {
   int context = 0;
   int num_layers = 0;  // with the MTP layer if it runs
   int first_moe = 0;
+  bool nccl = false;  // may join stages: they are on several GPUs
   std::vector<StageCandidate> stages;
   std::vector<ExpertsCandidate> experts;
   std::vector<HostPool> hosts;
@@ -105,6 +107,7 @@ struct Problem {
   // By layer.
   std::vector<RunningSum> fixed_bytes;                  // by DeviceKind
   std::vector<RunningSum> expert_bytes;                 // one
+  double ring_bytes = 0;                                // of experts on their way to a GPU
   std::vector<std::vector<RunningSum>> remote_seconds;  // [stage][experts worker], decode
   std::vector<RunningSum> resident_seconds;             // [stage], decode, with the shared expert
   std::vector<RunningSum> own_seconds;                  // [stage], decode, all else

@@ -15,25 +15,40 @@ inline constexpr double kGpuPickedShare = 0.75;
 inline constexpr double kGemmShare = 0.45;
 // Experts in a long ubatch, each with its own rows.
 inline constexpr double kGroupedShare = 0.65;
-// Products of attention, of a bf16 product: 101 and 56 of 261 TFLOP/s.
-inline constexpr double kMlaShare = 0.39;
-inline constexpr double kGqaShare = 0.21;
-inline constexpr double kDeltaNetShare = 0.054;  // limited by its recurrence
-// Rows read and written between the products of a layer, in rows of the residual.
-inline constexpr double kActivationPasses = 45;
-// Products of attention in a decode step, of an f32 product: 10 and 6 of 26 TFLOP/s. They are in
-// f32 too, of one row, and the context is cut into few parts.
-inline constexpr double kMlaDecodeShare = 0.38;
-inline constexpr double kGqaDecodeShare = 0.24;
-// An f32 product of a bf16 one: 14 of 71 TFLOP/s, for cards as rigs list them.
-inline constexpr double kF32Share = 0.2;
-// Kernels of a decode step, which run as a graph; each costs something besides its bytes. Counted
-// in worker/device/cuda; the sums are what the workers count.
+// Attention of a prompt. A score costs its products, at this share of a bf16 product, and becomes a
+// probability in the time of so many operations more: 8.4, 11.2 and 18 ps with 256, 512 and 1088
+// values of keys and values a head.
+inline constexpr double kAttentionShare = 0.71;
+inline constexpr double kScoreFlops = 1050;
+// Query rows of a multiprocessor at a time, two blocks of 64, and the part of a pass with all of
+// them in flight for which the last ones are waited for.
+inline constexpr double kAttentionRows = 128;
+inline constexpr double kLastRows = 0.35;
+inline constexpr double kDeltaNetShare = 0.076;  // of that; limited by its recurrence
+// Kernels between products, of memory read: SwiGLU 0.44, sums of experts 0.48, MLA's copies 0.51.
+// And of a layer's 30 to 43 kernels: they are launched one by one, and none takes no time.
+inline constexpr double kBetweenShare = 0.5;
+inline constexpr double kUbatchLayerSeconds = 100e-6;
+// What a decode step, which runs as a graph, costs besides its bytes, in small products. Counted in
+// worker/device/cuda, where kernels differ as their times do: the router and its product are 1.5,
+// the shared expert, which runs beside them, 0.5. Norms and attention are apart.
 inline constexpr double kProductUs = 4.0;
-inline constexpr int kMlaKernels = 12, kIndexerKernels = 4, kSelectionKernels = 5;
-inline constexpr int kGqaKernels = 6, kDeltaNetKernels = 4;
-inline constexpr int kMoeKernels = 5, kSharedKernels = 2, kDenseKernels = 3;
-inline constexpr int kStageKernels = 4, kHeadKernels = 4;
+inline constexpr double kMlaKernels = 10, kIndexerKernels = 3, kSelectionKernels = 6.5;
+inline constexpr double kGqaKernels = 2.7, kDeltaNetKernels = 4;
+inline constexpr double kMoeKernels = 3.5, kSharedKernels = 0.5, kDenseKernels = 2;
+inline constexpr double kStageKernels = 5, kHeadKernels = 3;
+// One multiprocessor normalises a row: a product's time for every so many values, 2.6 and 8.0 us
+// for 2048 and 6144.
+inline constexpr double kNormValues = 2730;
+// Attention in a decode step: a start, and the sum of the parts it is cut into, which grows with a
+// head's values and the parts, of 32 positions at least. Measured: 13, 18 and 24 us for 128, 256
+// and 512 values and few parts, 14, 19 and 28 us for all. Then 32 parts of 32 positions at a time.
+inline constexpr double kAttendKernels = 2.7, kAttendValues = 250, kPartValues = 164;
+inline constexpr int kPartedPositions = 1024;
+inline constexpr double kPartedKernels = 0.56;
+// A row of the head costs this besides its bytes. Rates are measured of rows so long.
+inline constexpr double kHeadRowSeconds = 0.18e-9;
+inline constexpr int kMeasuredColumns = 6144;
 
 inline constexpr double kExpertsReadShare = 0.85;   // CPU kernels, of DRAM read
 inline constexpr double kCpuStageReadShare = 0.75;  // a whole CPU stage, with its barriers
@@ -46,10 +61,10 @@ inline constexpr double kCpuCoreFlops = 30e9;  // quantised products of one core
 inline constexpr double kNarrowLink = 2e9;     // bytes/s: a riser with one lane
 // An exchange of GPU and experts worker besides two flags' round trips: 12 us in all.
 inline constexpr double kMailboxSeconds = 9e-6;
-// Hops, as workers measure them on one host before they serve: 24 KB one way, and bytes/s of 200
-// MB. Two GPUs take shm for a decode step, which NCCL carries in 96 us, and NCCL for long chunks,
-// at the rate of their links.
-inline constexpr double kShmSeconds = 44e-6, kShmRate = 2.9e9;
+// Hops on one host: 24 KB one way, as workers measure them before they serve, and bytes/s of a
+// prompt's chunk, 67 MB in 17.5 ms between two stages on one card. Two GPUs take shm for a decode
+// step, which NCCL carries in 96 us, and NCCL for long chunks, at the rate of their links.
+inline constexpr double kShmSeconds = 44e-6, kShmRate = 3.8e9;
 inline constexpr double kGrpcSeconds = 135e-6, kGrpcRate = 1.7e9;
 // Two stages on one card are two processes that take turns.
 inline constexpr double kTurnSeconds = 280e-6;
@@ -62,6 +77,9 @@ inline constexpr int kGenerated = 4096;
 
 // Cost of a step that no device carries: control, the token's way back. 46 us of a token with one
 // stage, most of it while the devices are busy.
-inline constexpr double kStepSeconds = 40e-6;
+inline constexpr double kStepSeconds = 20e-6;
+// Of a prompt: from its request to its first ubatch, and the rows of the embedding table that the
+// first stage gathers.
+inline constexpr double kPromptSeconds = 0.5e-3, kPromptRowSeconds = 0.4e-6;
 
 }  // namespace packtrain

@@ -51,7 +51,9 @@ PrefillTime Prefill(const Problem& p, const StageChoice& choice, int rows,
       workers += seconds;
     }
   }
-  const double copies = time.streamed_bytes / s.link;
+  // Before that as much is copied as the ring holds.
+  const double ahead = std::min(alone, p.ring_bytes / s.link);
+  const double copies = std::max(time.streamed_bytes / s.link - ahead, 0.0);
   time.seconds = alone + workers + std::max(copied, copies);
   time.bound = copies > copied && copies > alone + workers ? "link"
                : workers > alone + copied                  ? "CPU experts"
@@ -70,14 +72,20 @@ PrefillTime FullUbatch(const Problem& p, const StageChoice& choice) {
 
 PrefillTime Ubatch(const Problem& p, const StageChoice& choice, const PromptChunk& chunk) {
   const StageCandidate& s = p.stages[S(choice.candidate)];
+  // The last token of a prompt, where recurrent state is kept in front of it.
+  if (chunk.rows == 1) {
+    PrefillTime time;
+    time.seconds = DecodeSeconds(p, choice);
+    time.bound = "compute";
+    return time;
+  }
   const auto sum = [](int first, int last, auto seconds) {
     double total = 0;
     for (int l = first; l < last; ++l) total += seconds(l);
     return total;
   };
-  const auto experts = [&](const WeightTimes& weights, int first, int last) {
-    return sum(first, last,
-               [&](int l) { return ExpertsPrefillSeconds(p, weights, l, chunk.rows); });
+  const auto experts = [&](const ExpertTimes& times, int first, int last) {
+    return sum(first, last, [&](int l) { return ExpertsPrefillSeconds(p, times, l, chunk.rows); });
   };
   return Prefill(
       p, choice, chunk.rows,
@@ -87,7 +95,7 @@ PrefillTime Ubatch(const Problem& p, const StageChoice& choice, const PromptChun
            },
        .experts = [&](int first, int last) { return experts(s.experts, first, last); },
        .workers = [&](int worker, int first,
-                      int last) { return experts(p.experts[S(worker)].weights, first, last); }});
+                      int last) { return experts(p.experts[S(worker)].experts, first, last); }});
 }
 
 // A prompt alone in the pipeline: ubatch after ubatch, each through all stages, the next one
@@ -101,7 +109,7 @@ class PromptRun {
       Run({.rows = end - done, .depth = done});
       done = end;
     }
-    seconds_ = free_.back();
+    seconds_ = free_.back() + p_.stages[S(stages_.back().candidate)].head_seconds;
     // What several stages use at once.
     for (const auto& [resource, busy] : shared_) seconds_ = std::max(seconds_, busy);
   }
@@ -144,7 +152,6 @@ class PromptRun {
       at = std::max(at, free_[i]) + time.seconds;
       free_[i] = at;
       busy_[absl::StrCat(s.name.text(), " ", time.bound)] += time.seconds;
-      if (SharesItsCard(s)) shared_[s.name.text() + " compute"] += time.seconds;
       for (const auto& [worker, seconds] : time.workers) {
         shared_[p_.experts[S(worker)].name.text() + " experts"] += seconds;
       }
@@ -152,12 +159,16 @@ class PromptRun {
         shared_[p_.rig->hosts[S(s.host)].name + "/cpu DRAM"] +=
             time.streamed_bytes / p_.hosts[S(s.host)].dram_read;
       }
-      if (i + 1 == stages_.size()) break;
-      const Hop hop =
-          HopBetween(p_, choice.candidate, stages_[i + 1].candidate, choice.layers.last);
-      const double seconds = hop.Seconds(chunk.rows);
-      at += seconds;
-      busy_[absl::StrCat(s.name.text(), " ", hop.transport)] += seconds;
+      double seconds = 0;
+      if (i + 1 < stages_.size()) {
+        const Hop hop =
+            HopBetween(p_, choice.candidate, stages_[i + 1].candidate, choice.layers.last);
+        seconds = hop.Seconds(chunk.rows);
+        at += seconds;
+        busy_[absl::StrCat(s.name.text(), " ", hop.transport)] += seconds;
+      }
+      // Its stages compute in turns and wait for each other's hops.
+      if (SharesItsCard(s)) shared_[s.name.text() + " compute"] += time.seconds + seconds;
     }
   }
 
@@ -261,7 +272,7 @@ double PrefillSeconds(const Problem& problem, const StageChoice& choice) {
 }
 
 double PromptSeconds(const Problem& problem, const std::vector<StageChoice>& stages, int prompt) {
-  return PromptRun(problem, stages, prompt).seconds() + kStepSeconds;
+  return PromptRun(problem, stages, prompt).seconds() + kPromptSeconds + prompt * kPromptRowSeconds;
 }
 
 int PlannedPrompt(const Problem& problem) { return std::min(kPrompt, problem.context); }

@@ -25,4 +25,9 @@ struct WeightTimes {
                   const std::vector<TypeBytes>& types) const;
 };
 
+// Of routed experts.
+struct ExpertTimes {
+  WeightTimes gate_up, down;
+};
+
 }  // namespace packtrain

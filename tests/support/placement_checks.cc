@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <set>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -209,8 +210,15 @@ uint64_t RingBytes(const ModelFacts& model, const DeploymentShape& shape) {
   return pieces * std::min(piece, tensor);
 }
 
+// What NCCL takes of a card: its code, 64 MiB a side, three bundles to send, one to receive.
+uint64_t NcclBytes(const ModelConfig& c, const DeploymentShape& shape, bool first, bool last) {
+  if (first && last) return 0;
+  return (uint64_t{376} << 20) + HopBytes(c, shape, first, true, 1, uint64_t{64} << 20) +
+         HopBytes(c, shape, true, last, 3, uint64_t{64} << 20);
+}
+
 uint64_t CudaBaseBytes(const ModelFacts& model, const DeploymentShape& shape, bool first, bool last,
-                       bool asks) {
+                       bool asks, bool several_cards) {
   const ModelConfig& c = model.config;
   const uint64_t positions = std::min(static_cast<uint64_t>(c.context_length),
                                       static_cast<uint64_t>(shape.num_pages) * 64);
@@ -231,7 +239,7 @@ uint64_t CudaBaseBytes(const ModelFacts& model, const DeploymentShape& shape, bo
     TakeDecode(c, layer, &step);
     widest = std::max(widest, step.peak());
   }
-  uint64_t bytes = widest + HopBytes(c, shape, first, last, 3, uint64_t{64} << 20);
+  uint64_t bytes = widest + (several_cards ? NcclBytes(c, shape, first, last) : 0);
   // Residual and its increment, angles, choice of sparse attention, positions and tables.
   bytes += Rows(shape) *
            static_cast<uint64_t>(8 * c.hidden_dim + 4 * c.rope.dims + 4 * c.indexer.top_k + 8);
@@ -248,8 +256,8 @@ uint64_t CudaBaseBytes(const ModelFacts& model, const DeploymentShape& shape, bo
 uint64_t CudaHostBytes(const ModelFacts& model, const DeploymentShape& shape, bool first, bool last,
                        bool asks) {
   const ModelConfig& c = model.config;
-  uint64_t bytes = uint64_t{336} << 20;  // the process
-  bytes += HopBytes(c, shape, first, last, 4, 0);
+  uint64_t bytes = uint64_t{c.mla.kv_lora_rank > 0 ? 420U : 336U} << 20;  // the process
+  bytes += HopBytes(c, shape, first, last, 3, 0);
   // Page-locked: embedded rows, a decode step's logits.
   if (first) {
     const uint64_t row = model.weights.embedding / static_cast<uint64_t>(c.vocab_size);
@@ -265,7 +273,7 @@ uint64_t CpuBaseBytes(const ModelFacts& model, const DeploymentShape& shape, boo
   const ModelConfig& c = model.config;
   uint64_t bytes = Rows(shape) * static_cast<uint64_t>(12 * c.hidden_dim + 4 * c.indexer.top_k);
   bytes += std::min<uint64_t>(Rows(shape), 512) * CpuScratchPerRow(c) * 4;
-  bytes += HopBytes(c, shape, first, last, 4, 0) + (uint64_t{32} << 20);
+  bytes += HopBytes(c, shape, first, last, 3, 0) + (uint64_t{8} << 20);
   if (asks) bytes += ExchangeBytes(c, shape);
   if (first) bytes += model.weights.embedding;
   if (last) {
@@ -292,7 +300,7 @@ uint64_t ExpertsBaseBytes(const ModelFacts& model, const DeploymentPlacement& pl
     rows = static_cast<uint64_t>(placed.shape.streamed_rows) - 1;
   }
   return rows * static_cast<uint64_t>(9 * moe.top_k * moe.expert_dim + model.config.hidden_dim) +
-         (uint64_t{32} << 20);
+         (uint64_t{8} << 20);
 }
 
 int PlacedLayers(const DeploymentWish& wish) {
@@ -504,6 +512,10 @@ std::map<std::string, uint64_t> Recount(const PlanRequest& request, const Placem
   for (size_t d = 0; d < placement.deployments.size(); ++d) {
     const DeploymentPlacement& placed = placement.deployments[d];
     const ModelFacts& model = *request.deployments[d].model;
+    std::set<std::string> cards;
+    for (const StagePlacement& s : placed.stages) {
+      if (!s.device.is_cpu()) cards.insert(s.device.text());
+    }
     for (size_t i = 0; i < placed.stages.size(); ++i) {
       const StagePlacement& s = placed.stages[i];
       const bool cuda = !s.device.is_cpu();
@@ -516,7 +528,7 @@ std::map<std::string, uint64_t> Recount(const PlanRequest& request, const Placem
       }
       const bool asks = !s.remote_experts.empty();
       const bool first = i == 0, last = i + 1 == placed.stages.size();
-      device += cuda ? CudaBaseBytes(model, placed.shape, first, last, asks)
+      device += cuda ? CudaBaseBytes(model, placed.shape, first, last, asks, cards.size() > 1)
                      : CpuBaseBytes(model, placed.shape, first, last, asks);
       if (cuda) {
         bytes[s.device.host + "/cpu"] += CudaHostBytes(model, placed.shape, first, last, asks);

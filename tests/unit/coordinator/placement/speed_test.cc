@@ -33,7 +33,7 @@ TEST(SpeedTest, APromptOnOneStageTakesItsUbatchesOneAfterTheOther) {
   const DeploymentWish wish = WishFor(model);
   const Problem problem = *BuildProblem(rig, wish, {}, 1024);
   const std::vector<StageChoice> stages = {{0, {0, 6}, {3, 6}, {}}};
-  double seconds = kStepSeconds;
+  double seconds = kPromptSeconds + 2500 * kPromptRowSeconds + problem.stages[0].head_seconds;
   for (const PromptChunk& chunk : {PromptChunk{1024, 0}, {1024, 1024}, {452, 2048}}) {
     for (int l = 0; l < 6; ++l) {
       seconds += OwnPrefillSeconds(problem, problem.stages[0], l, chunk) +
@@ -67,7 +67,7 @@ TEST(SpeedTest, ExpertsAreStreamedFromWhereThatIsSooner) {
     const Problem problem = *BuildProblem(rig, wish, {}, 2048);
     const double copies = 3 * static_cast<double>(model.weights.layers[3].experts) / (link * 1e9);
     const auto computed = [&](int rows) {
-      return 3 * ExpertsPrefillSeconds(problem, problem.experts[0].weights, 3, rows);
+      return 3 * ExpertsPrefillSeconds(problem, problem.experts[0].experts, 3, rows);
     };
     const int rows = problem.shape.streamed_rows;
     EXPECT_GT(rows, before) << link;
@@ -96,7 +96,7 @@ TEST(SpeedTest, StagesWorkAtOnceAndShareTheExpertsWorker) {
   // Too few rows for copies: the processor computes all experts.
   double worker = 0;
   for (int l = 3; l < 11; ++l) {
-    worker += 32 * ExpertsPrefillSeconds(problem, problem.experts[0].weights, l, 128);
+    worker += 32 * ExpertsPrefillSeconds(problem, problem.experts[0].experts, l, 128);
   }
   const double away = PromptSeconds(
       problem, {{0, {0, 7}, {3, 3}, {{0, {3, 7}}}}, {1, {7, 11}, {7, 7}, {{0, {7, 11}}}}}, prompt);
