@@ -43,7 +43,8 @@ void StoreSums(ActivationUnitAvx2* unit) {
         static_cast<int16_t>(unit->negative_sums8[g] + unit->negative_sums8[16 + g]);
   }
   for (int g = 0; g < 8; ++g) {
-    unit->negative_sums32[g] = unit->negative_sums[g] + unit->negative_sums[8 + g];
+    unit->negative_sums32[g] =
+        static_cast<int16_t>(unit->negative_sums[g] + unit->negative_sums[8 + g]);
   }
 }
 

@@ -14,9 +14,9 @@ struct alignas(64) ActivationUnitAvx2 {
   // Likewise of 8 quants.
   int16_t negative_sums8[32];
   // Of 32, in their order.
-  int32_t negative_sums32[8];
+  int16_t negative_sums32[8];
   // Steps: of each 32 values, or of this unit and the seven behind it, in every eighth unit.
-  float scale[8];
+  alignas(32) float scale[8];
 };
 
 // Layout ids (WeightKernel::activation_layout).

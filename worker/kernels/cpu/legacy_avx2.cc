@@ -123,7 +123,8 @@ template <typename Type, int kTokens>
     Vec sums = SumOfEach(x[t]);
     if constexpr (Type::kOffset != 0) {
       const Vec offsets =
-          _mm256_mullo_epi32(Load(a[t][u].negative_sums32), _mm256_set1_epi32(Type::kOffset));
+          _mm256_mullo_epi32(_mm256_cvtepi16_epi32(Load128(a[t][u].negative_sums32)),
+                             _mm256_set1_epi32(Type::kOffset));
       sums = _mm256_add_epi32(sums, offsets);
     }
     f[t] = AddScaled(sums, _mm256_load_ps(a[t][u].scale), scales, f[t]);
