@@ -1,6 +1,7 @@
 #include "tests/support/http_test_client.h"
 
 #include <arpa/inet.h>
+#include <netinet/tcp.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -18,6 +19,9 @@ HttpTestClient::HttpTestClient(uint16_t port, int receive_buffer_bytes) {
   setsockopt(socket_, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof(limit));
   if (receive_buffer_bytes > 0) {
     setsockopt(socket_, SOL_SOCKET, SO_RCVBUF, &receive_buffer_bytes, sizeof(int));
+    // Segments as over Ethernet: for loopback's, of 64 KiB, a sender's kernel keeps megabytes.
+    const int segment_bytes = 1460;
+    setsockopt(socket_, IPPROTO_TCP, TCP_MAXSEG, &segment_bytes, sizeof(segment_bytes));
   }
   sockaddr_in address{};
   address.sin_family = AF_INET;

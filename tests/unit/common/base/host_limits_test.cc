@@ -4,6 +4,7 @@
 #include "common/base/host_limits.h"
 
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <filesystem>
 #include <fstream>
@@ -25,7 +26,7 @@ TEST(SpinBudgetTest, NobodySpinsWhereSpinnersOutnumberTheCpusOrThereAreTwo) {
 }
 
 TEST(MemoryLimitsTest, PageCacheOfTheGroupThatNobodyUsesIsNotCountedAsUsed) {
-  const std::string root = testing::TempDir() + "host_limits_test";
+  const std::string root = testing::TempDir() + "host_limits_test." + std::to_string(getpid());
   std::filesystem::create_directories(root + "/proc/self");
   std::filesystem::create_directories(root + "/sys/fs/cgroup/a");
   std::ofstream(root + "/proc/meminfo") << "MemTotal: 9 kB\nMemAvailable:    600 kB\n";

@@ -3,6 +3,7 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <cstdlib>
 #include <filesystem>
@@ -25,7 +26,8 @@ const std::string kConfigs = PACKTRAIN_SOURCE_DIR "/configs/";
 class ConfigsTest : public testing::Test {
  protected:
   static void SetUpTestSuite() {
-    folder_ = new std::string(testing::TempDir() + "packtrain_configs_test");
+    folder_ =
+        new std::string(testing::TempDir() + "packtrain_configs_test." + std::to_string(getpid()));
     fs::create_directories(*folder_);
     const std::string synth = "python3 " PACKTRAIN_SOURCE_DIR "/tests/support/synth_gguf.py ";
     ASSERT_EQ(std::system((synth + Glm() + " --layers 78 --mtp 1 --mix ud_iq2_m --sparse").c_str()),

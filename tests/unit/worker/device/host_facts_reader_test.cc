@@ -4,6 +4,7 @@
 
 #include <gtest/gtest.h>
 #include <sched.h>
+#include <unistd.h>
 
 #include <filesystem>
 #include <fstream>
@@ -19,7 +20,7 @@ namespace fs = std::filesystem;
 class HostFactsReaderTest : public testing::Test {
  protected:
   void SetUp() override {
-    root_ = testing::TempDir() + "host_facts_reader_test";
+    root_ = testing::TempDir() + "host_facts_reader_test." + std::to_string(getpid());
     fs::remove_all(root_);
   }
   void TearDown() override { fs::remove_all(root_); }

@@ -4,6 +4,7 @@
 
 #include <gtest/gtest.h>
 #include <sched.h>
+#include <unistd.h>
 
 #include <filesystem>
 #include <fstream>
@@ -75,7 +76,7 @@ TEST(MeasureTest, RoundTripsLeaveTheThreadWhereItMayRun) {
 }
 
 TEST(MeasureTest, StorageIsReadFromTheLargestModelOfAFolder) {
-  const std::string folder = testing::TempDir() + "measure_test";
+  const std::string folder = testing::TempDir() + "measure_test." + std::to_string(getpid());
   std::filesystem::create_directories(folder);
   std::ofstream(folder + "/small.gguf") << "x";
   std::ofstream(folder + "/large.gguf") << std::string(9 << 20, 'x');
