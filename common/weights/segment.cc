@@ -88,15 +88,29 @@ class Mapping {
   uint64_t bytes_;
 };
 
-// *huge_bytes: how many lie in huge pages.
-absl::Status Fill(int fd, const GgufFile& file, const SegmentLayout& layout,
-                  const SegmentFillOptions& options, uint64_t* huge_bytes) {
+// Asks for huge pages until there are no more; `progress` is called now and then, as nothing has
+// been read. Returns the bytes that lie in them. Errors: CANCELLED by `progress`.
+absl::StatusOr<uint64_t> TakePages(int fd, std::byte* data, uint64_t bytes,
+                                   const SegmentFillOptions& options) {
+  constexpr uint64_t kSlice = uint64_t{4} << 30;
+  struct statfs fs {};
+  if (fstatfs(fd, &fs) == 0 && fs.f_type == HUGETLBFS_MAGIC) return bytes;
+  uint64_t taken = 0;
+  for (uint64_t at = 0; at < bytes && taken == at; at += kSlice) {
+    if (options.progress && !options.progress(0, bytes)) {
+      return absl::CancelledError("filling the weight segment was cancelled");
+    }
+    taken += TakeHugePages(data + at, std::min(kSlice, bytes - at), options.threads);
+  }
+  return taken;
+}
+
+// Returns the share of it that lies in huge pages, "97 % huge".
+absl::StatusOr<std::string> Fill(int fd, const GgufFile& file, const SegmentLayout& layout,
+                                 const SegmentFillOptions& options) {
   const Mapping mapping(fd, layout.bytes, PROT_READ | PROT_WRITE);
   if (!mapping.valid()) return SystemError(absl::StrCat("mapping ", layout.bytes, " bytes"));
-  struct statfs fs {};
-  const bool reserved = fstatfs(fd, &fs) == 0 && fs.f_type == HUGETLBFS_MAGIC;
-  *huge_bytes =
-      reserved ? layout.bytes : TakeHugePages(mapping.data(), layout.bytes, options.threads);
+  ASSIGN_OR_RETURN(const uint64_t huge, TakePages(fd, mapping.data(), layout.bytes, options));
   std::vector<DirectRead> reads;
   for (const SegmentLayout::Entry& entry : layout.entries) {
     reads.push_back({entry.tensor->shard, entry.tensor->file_offset, entry.tensor->bytes,
@@ -106,7 +120,7 @@ absl::Status Fill(int fd, const GgufFile& file, const SegmentLayout& layout,
   for (const GgufFile::Shard& shard : file.shards()) paths.push_back(shard.path);
   RETURN_IF_ERROR(ReadDirect(paths, std::move(reads), options.threads, options.progress));
   std::memcpy(mapping.data(), layout.header.data(), layout.header.size());
-  return absl::OkStatus();
+  return absl::StrCat(100 * huge / layout.bytes, " % huge");
 }
 
 // Enters all pages in the page table, so that the first tokens do not pay for that. A wish only: a
@@ -201,9 +215,7 @@ absl::StatusOr<std::unique_ptr<Segment>> Segment::Open(int fd, const GgufFile& f
         absl::StrFormat("weight segment has seals 0x%x, a finished one has 0x%x", seals, kSeals));
   }
   if (!segment->was_filled_) {
-    uint64_t huge_bytes = 0;
-    RETURN_IF_ERROR(Fill(fd, file, layout, options, &huge_bytes));
-    segment->pages_ = absl::StrCat(100 * huge_bytes / layout.bytes, " % huge");
+    ASSIGN_OR_RETURN(segment->pages_, Fill(fd, file, layout, options));
     if (fcntl(fd, F_ADD_SEALS, kSeals) != 0) {
       return SystemError("sealing the weight segment");
     }

@@ -152,9 +152,14 @@ TEST_F(SegmentTest, AHeaderWithoutTheSealIsFilledAgain) {
 
 TEST_F(SegmentTest, ACancelledFillingCanBeginAgain) {
   const int fd = Create();
-  const auto cancelled =
-      Segment::Open(fd, *file_, layout_, {.progress = [](uint64_t, uint64_t) { return false; }});
-  EXPECT_EQ(cancelled.status().code(), absl::StatusCode::kCancelled) << cancelled.status();
+  // Before anything is read, and when all has been.
+  for (const int last : {1, 2}) {
+    int calls = 0;
+    const auto cancelled = Segment::Open(
+        fd, *file_, layout_, {.progress = [&](uint64_t, uint64_t) { return ++calls < last; }});
+    EXPECT_EQ(cancelled.status().code(), absl::StatusCode::kCancelled) << cancelled.status();
+    EXPECT_EQ(calls, last);
+  }
   const auto segment = Segment::Open(fd, *file_, layout_, {});
   ASSERT_TRUE(segment.ok()) << segment.status();
   EXPECT_FALSE((*segment)->was_filled());
