@@ -4,6 +4,8 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+
 #include "coordinator/placement/layer_times.h"
 #include "coordinator/placement/planner.h"
 #include "coordinator/placement/rates.h"
@@ -124,6 +126,39 @@ TEST(SpeedTest, TheUbatchThatServesTheWholeRequestSoonestIsTaken) {
       EXPECT_LE(0.75 * chosen, RequestSeconds((*other)->problem, (*other)->stages) * (1 + 1e-9));
     }
   }
+}
+
+// Kernels of a decode step read experts' down matrices at another rate than those before them.
+TEST(SpeedTest, PickedExpertsAreReadAtTheRatesOfTheirTypesAndMatrices) {
+  ModelFacts model = GlmLikeModel(6, false, 2.4);
+  LayerWeightBytes& layer = model.weights.layers[3];
+  layer.shared_expert = 0;
+  layer.expert_types = {{TensorType::kIQ2_XS, layer.experts / 4 * 3}};
+  layer.expert_down_types = {{TensorType::kIQ3_XXS, layer.experts / 4}};
+  Rig rig = OneBox({TestGpu(0, 24, 936, 12)}, 64);
+  rig.hosts[0].gpus[0].weight_rates = {
+      {.type = "IQ2_XS", .experts_gb_per_s = 300, .experts_down_gb_per_s = 1},
+      {.type = "IQ3_XXS", .experts_gb_per_s = 1, .experts_down_gb_per_s = 200}};
+  const DeploymentWish wish = WishFor(model);
+  const Problem problem = *BuildProblem(rig, wish, {}, 1024);
+  const double picked = static_cast<double>(layer.experts) * 8 / 256;
+  const double seconds = picked * 0.75 / 300e9 + picked * 0.25 / 200e9;
+  EXPECT_NEAR(ResidentDecodeSeconds(problem, problem.stages[0], 3), seconds, 1e-6 * seconds);
+}
+
+// The ring is filled while the layers in front are computed; the rest of the copies are waited for.
+TEST(SpeedTest, CopiesOfExpertsRunAheadAsFarAsTheRingAllows) {
+  const ModelFacts model = GlmLikeModel(6, false, 2.4);
+  const Rig rig = OneBox({TestGpu(0, 24, 936, 12)}, 64);
+  const DeploymentWish wish = WishFor(model);
+  const Problem problem = *BuildProblem(rig, wish, {}, 1024);
+  ASSERT_TRUE(problem.shape.Streams(1024));
+  ASSERT_GT(problem.ring_bytes, 0);
+  const StageChoice last = {0, {0, 6}, {3, 5}, {{0, {5, 6}}}};
+  const double before = PrefillSeconds(problem, {0, {0, 5}, {3, 5}, {}});
+  const double copies = static_cast<double>(model.weights.layers[5].experts) / 12e9;
+  EXPECT_NEAR(PrefillSeconds(problem, last),
+              before + copies - std::min(before, problem.ring_bytes / 12e9), 1e-6);
 }
 
 TEST(SpeedTest, AskedDepthsAndPromptsWithinTheContextAreTold) {
