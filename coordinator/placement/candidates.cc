@@ -54,7 +54,8 @@ class Builder {
     s.weights = {
         .rates = gpu.weight_rates, .read = s.read * kGpuReadShare, .flops = flops * kGemmShare};
     s.experts = {.gate_up = GpuExpertTimes(gpu, s.read, flops, false),
-                 .down = GpuExpertTimes(gpu, s.read, flops, true)};
+                 .down = GpuExpertTimes(gpu, s.read, flops, true),
+                 .tiles_at_once = gpu.multiprocessors * kTilesAtOnce};
     s.attention_flops = flops * kAttentionShare;
     s.attention_rows = gpu.multiprocessors * kAttentionRows;
     s.kernel_seconds = (gpu.product_us > 0 ? gpu.product_us : kProductUs) * 1e-6;

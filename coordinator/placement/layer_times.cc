@@ -1,6 +1,7 @@
 #include "coordinator/placement/layer_times.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "coordinator/placement/rates.h"
 #include "coordinator/placement/work.h"
@@ -182,9 +183,19 @@ double ExpertsPrefillSeconds(const Problem& problem, const ExpertTimes& experts,
   const double tokens = static_cast<double>(rows) * moe.top_k / std::max(moe.num_experts, 1);
   const double touched = static_cast<double>(w.experts) * TouchedShare(problem.model->config, rows);
   const double gate_up = GateUpPart(w);
-  return experts.gate_up.Multiply(parameters * 2 / 3, tokens, touched * gate_up, w.expert_types) +
+  // How much longer the rounds take than their tiles, for the last one is seldom full.
+  const auto rounds = [&](int matrix_rows) {
+    if (experts.tiles_at_once <= 0) return 1.0;
+    const double tiles = moe.num_experts * TouchedShare(problem.model->config, rows) *
+                         std::ceil(matrix_rows / kTileRows) *
+                         std::max(tokens / kTileTokens + 0.5, 1.0);
+    return std::ceil(tiles / experts.tiles_at_once) / (tiles / experts.tiles_at_once);
+  };
+  return experts.gate_up.Multiply(parameters * 2 / 3, tokens, touched * gate_up, w.expert_types) *
+             rounds(moe.expert_dim) +
          experts.down.Multiply(parameters / 3, tokens, touched * (1 - gate_up),
-                               w.expert_down_types);
+                               w.expert_down_types) *
+             rounds(problem.model->config.hidden_dim);
 }
 
 }  // namespace packtrain

@@ -15,6 +15,10 @@ inline constexpr double kGpuPickedShare = 0.75;
 inline constexpr double kGemmShare = 0.45;
 // Experts in a long ubatch, each with its own rows.
 inline constexpr double kGroupedShare = 0.65;
+// Experts' products of a long ubatch go by tiles of so many rows of weights and tokens, so many on
+// a multiprocessor at once (worker/kernels/cuda/mat_mul.cuh). Doctor measures full rounds of them.
+inline constexpr double kTileRows = 128, kTileTokens = 64, kTilesAtOnce = 3;
+
 // Attention of a prompt. A score costs its products, at this share of a bf16 product, and becomes a
 // probability in the time of so many operations more: 8.4, 11.2 and 18 ps with 256, 512 and 1088
 // values of keys and values a head.
@@ -31,11 +35,12 @@ inline constexpr double kBetweenShare = 0.5;
 inline constexpr double kUbatchLayerSeconds = 100e-6;
 // What a decode step, which runs as a graph, costs besides its bytes, in small products. Counted in
 // worker/device/cuda, where kernels differ as their times do: the router and its product are 1.5,
-// the shared expert, which runs beside them, 0.5. Norms and attention are apart.
+// gate and up 1, down 1.5, for experts are narrower than the measured ones; the shared expert,
+// which runs beside the router, 0.5; choosing positions 6.1 to 8. Norms and attention are apart.
 inline constexpr double kProductUs = 4.0;
-inline constexpr double kMlaKernels = 10, kIndexerKernels = 3, kSelectionKernels = 6.5;
+inline constexpr double kMlaKernels = 10, kIndexerKernels = 3, kSelectionKernels = 8;
 inline constexpr double kGqaKernels = 2.7, kDeltaNetKernels = 4;
-inline constexpr double kMoeKernels = 3.5, kSharedKernels = 0.5, kDenseKernels = 2;
+inline constexpr double kMoeKernels = 4, kSharedKernels = 0.5, kDenseKernels = 2;
 inline constexpr double kStageKernels = 5, kHeadKernels = 3;
 // One multiprocessor normalises a row: a product's time for every so many values, 2.6 and 8.0 us
 // for 2048 and 6144.

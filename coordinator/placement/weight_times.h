@@ -28,6 +28,7 @@ struct WeightTimes {
 // Of routed experts.
 struct ExpertTimes {
   WeightTimes gate_up, down;
+  double tiles_at_once = 0;  // GPU: of a product in a long ubatch; 0: not known
 };
 
 }  // namespace packtrain

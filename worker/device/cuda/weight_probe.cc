@@ -3,6 +3,7 @@
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
+#include <cmath>
 #include <iterator>
 #include <numeric>
 #include <random>
@@ -31,12 +32,15 @@ constexpr int kMostPasses = 16;  // over different experts, in a graph
 // for fewer would leave multiprocessors without work.
 constexpr int kExperts = 128, kExpertColumns = 2048;
 constexpr int kFewEach = 16, kManyEach = 256;
+// Their products go by tiles, so many on a multiprocessor at once: as in mat_mul.cuh.
+constexpr int kTileRows = 128, kTileTokens = 64, kTilesAtOnce = 3;
 
 class WeightProbe {
  public:
   explicit WeightProbe(ProbeBench* bench) : bench_(bench) {}
 
   absl::Status Run(GpuFacts* facts) {
+    multiprocessors_ = facts->multiprocessors;
     RETURN_IF_ERROR(Open());
     for (const TensorType type : kMeasuredTypes) {
       ASSIGN_OR_RETURN(WeightRate rate, Weights(*cuda::FindWeightKernels(type)));
@@ -169,7 +173,8 @@ class WeightProbe {
     return absl::OkStatus();
   }
 
-  // Experts with as many tokens as fall to each by chance; seconds.
+  // Experts with as many tokens as fall to each by chance; seconds, as if the last round of tiles
+  // kept all multiprocessors busy, too.
   absl::StatusOr<double> GroupedProduct(const cuda::WeightKernels& kernels, int each) {
     std::minstd_rand random(1);
     std::vector<int32_t> offsets(kExperts + 1), tokens(static_cast<size_t>(kExperts * each));
@@ -177,6 +182,10 @@ class WeightProbe {
       tokens[i] = static_cast<int32_t>(random() >> 8) % kManyTokens;
       ++offsets[(random() >> 8) % kExperts + 1];
     }
+    int tiles = 0;
+    for (const int32_t count : offsets) tiles += (count + kTileTokens - 1) / kTileTokens;
+    const double rounds = static_cast<double>(tiles) * (kExpertDim / kTileRows) /
+                          (kTilesAtOnce * std::max(multiprocessors_, 1));
     std::partial_sum(offsets.begin(), offsets.end(), offsets.begin());
     RETURN_IF_CUDA(cudaMemcpy(offsets_, offsets.data(), offsets.size() * sizeof(int32_t),
                               cudaMemcpyHostToDevice));
@@ -193,7 +202,9 @@ class WeightProbe {
     args.groups = kExperts;
     args.offsets = offsets_;
     args.tokens = static_cast<int>(tokens.size());
-    return bench_->Time([&] { return kernels.mat_mul(args, bench_->run.stream); });
+    ASSIGN_OR_RETURN(const double seconds,
+                     bench_->Time([&] { return kernels.mat_mul(args, bench_->run.stream); }));
+    return seconds * rounds / std::ceil(rounds);
   }
 
   absl::Status GroupedExperts(const cuda::WeightKernels& kernels, WeightRate* rate) {
@@ -209,6 +220,7 @@ class WeightProbe {
   }
 
   ProbeBench* const bench_;
+  int multiprocessors_ = 0;
   DevicePlan memory_;
   DeviceActivations small_;          // one row of kSmallSide
   uint8_t* inner_ = nullptr;         // [kPicks] Q8 rows of kExpertDim
