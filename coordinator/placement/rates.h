@@ -35,8 +35,8 @@ inline constexpr double kBetweenShare = 0.5;
 inline constexpr double kUbatchLayerSeconds = 100e-6;
 // What a decode step, which runs as a graph, costs besides its bytes, in small products. Counted in
 // worker/device/cuda, where kernels differ as their times do: the router and its product are 1.5,
-// gate and up 1, down 1.5, for experts are narrower than the measured ones; the shared expert, which
-// runs beside the router, 0.5; choosing positions 6.1 to 8. Norms and attention are apart.
+// gate and up 1, down 1.5, for experts are narrower than the measured ones; the shared expert,
+// which runs beside the router, 0.5; choosing positions 6.1 to 8. Norms and attention are apart.
 inline constexpr double kProductUs = 4.0;
 inline constexpr double kMlaKernels = 10, kIndexerKernels = 3, kSelectionKernels = 8;
 inline constexpr double kGqaKernels = 2.7, kDeltaNetKernels = 4;
