@@ -257,7 +257,7 @@ bool IsRotational(dev_t device) {
 
 std::vector<ReadRate> MeasureDramRead(int max_threads, uint64_t usable_bytes,
                                       uint64_t largest_cache_bytes, const MeasureOptions& options) {
-  const uint64_t wanted = std::max(options.dram_bytes, 4 * largest_cache_bytes);
+  const uint64_t wanted = std::max(options.dram_bytes, kTimesCache * largest_cache_bytes);
   const size_t bytes = std::min(wanted, usable_bytes / 4) >> 21 << 21;
   if (max_threads < 1 || bytes < 2 * largest_cache_bytes || bytes == 0) return {};
   const Mapping memory(bytes, MAP_PRIVATE);

@@ -13,7 +13,7 @@ namespace packtrain {
 
 std::optional<WeightMemory> WeightMemory::Make(uint64_t usable_bytes, uint64_t largest_cache_bytes,
                                                int threads, const MeasureOptions& options) {
-  const uint64_t wanted = std::max(options.dram_bytes / 2, 4 * largest_cache_bytes);
+  const uint64_t wanted = std::max(options.dram_bytes / 2, kTimesCache * largest_cache_bytes);
   const size_t bytes = std::min(wanted, usable_bytes / 4) >> 21 << 21;
   if (bytes < 2 * largest_cache_bytes || bytes == 0) return std::nullopt;
   void* const mapped = MapShared(-1, bytes, PROT_READ | PROT_WRITE);
