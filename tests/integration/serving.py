@@ -25,7 +25,7 @@ SKIPPED = 77
 
 # A test that hangs fails by these; none of them decides how fast anything has to be.
 START_TIMEOUT = 120
-REPLY_TIMEOUT = 120
+REPLY_TIMEOUT = 480
 
 
 def demo_prompt(model, case):

@@ -25,7 +25,7 @@ TEST(MeasureTest, DramReadIsGivenForDoublingThreadCounts) {
   EXPECT_EQ(rates[0].threads, 1);
   EXPECT_EQ(rates[1].threads, 2);
   EXPECT_EQ(rates[2].threads, 3);
-  for (const ReadRate& rate : rates) EXPECT_GT(rate.gb_per_s, 0.1);
+  for (const ReadRate& rate : rates) EXPECT_GT(rate.gb_per_s, 0);
 }
 
 TEST(MeasureTest, DramReadIsLeftOutWhenOnlyCachesCouldBeMeasured) {
@@ -38,7 +38,7 @@ TEST(MeasureTest, KernelsAreMeasuredWithEveryTypeThatFilesAreMadeOf) {
   ASSERT_EQ(rates.size(), std::size(kMeasuredTypes));
   for (size_t i = 0; i < rates.size(); ++i) {
     EXPECT_EQ(rates[i].type, TypeName(kMeasuredTypes[i]));
-    EXPECT_GT(rates[i].read_gb_per_s, 0.01) << rates[i].type;
+    EXPECT_GT(rates[i].read_gb_per_s, 0) << rates[i].type;
   }
   EXPECT_TRUE(MeasureWeightRates(2, 4 << 20, 32 << 20, kernels, kShort).empty());
 }
@@ -52,8 +52,8 @@ TEST(MeasureTest, PickedExpertsAreMeasuredWhereTheyComeFromMemory) {
   MeasureExperts(2, 1ull << 30, 1 << 20, kernels, options, &facts);
   EXPECT_GT(facts.experts_layer_us, 0.5);
   EXPECT_EQ(facts.weight_rates[0].experts_gb_per_s, 0);
-  EXPECT_GT(facts.weight_rates[1].experts_gb_per_s, 0.01);
-  EXPECT_GT(facts.weight_rates[2].experts_gb_per_s, 0.01);
+  EXPECT_GT(facts.weight_rates[1].experts_gb_per_s, 0);
+  EXPECT_GT(facts.weight_rates[2].experts_gb_per_s, 0);
 }
 
 TEST(MeasureTest, RoundTripsLeaveTheThreadWhereItMayRun) {
