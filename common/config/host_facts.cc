@@ -233,6 +233,7 @@ void Fields(Io& io, HostFacts& f) {
   io.Field("experts_read_gb_per_s", f.experts_read_gb_per_s);
   io.Field("weight_rates", f.weight_rates);
   io.Field("experts_layer_us", f.experts_layer_us);
+  io.Field("experts_threads", f.experts_threads);
   io.Field("thread_round_trip_us", f.thread_round_trip_us);
   io.Field("process_round_trip_us", f.process_round_trip_us);
   io.Field("storage", f.storage);

@@ -104,6 +104,7 @@ void TakeRates(const HostFacts& from, HostFacts* to) {
   to->experts_read_gb_per_s = from.experts_read_gb_per_s;
   to->weight_rates = from.weight_rates;
   to->experts_layer_us = from.experts_layer_us;
+  to->experts_threads = from.experts_threads;
   to->thread_round_trip_us = from.thread_round_trip_us;
   to->process_round_trip_us = from.process_round_trip_us;
   to->storage = from.storage;

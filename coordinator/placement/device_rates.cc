@@ -45,8 +45,10 @@ WeightTimes CpuExpertTimes(const HostFacts& host, int threads) {
       CpuTimes(host, threads,
                host.experts_read_gb_per_s > 0 ? host.experts_read_gb_per_s * 1e9
                                               : DramOf(host, threads) * kExpertsReadShare);
+  const double measured = host.experts_threads > 0 ? host.experts_threads : host.cpu.cores;
+  const double part = std::min(threads / std::max(measured, 1.0), 1.0);
   for (WeightRate& rate : times.rates) {
-    if (rate.experts_gb_per_s > 0) rate.read_gb_per_s = rate.experts_gb_per_s;
+    if (rate.experts_gb_per_s > 0) rate.read_gb_per_s = rate.experts_gb_per_s * part / times.scale;
   }
   return times;
 }

@@ -237,8 +237,8 @@ def failure(bench):
 
 # --- hops -----------------------------------------------------------------------------------------
 
-def decode(server, name, seed, tokens_wanted=64, tiny=False):
-    reply = server.complete(name, random_prompt(64, seed, tiny), tokens_wanted)
+def decode(server, name, seed, tokens_wanted=64, tiny=False, depth=64):
+    reply = server.complete(name, random_prompt(depth, seed, tiny), tokens_wanted)
     return reply["timings"]["predicted_per_second"]
 
 
@@ -329,9 +329,17 @@ def predicted(text):
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
         file.write(text)
         file.flush()
-        out = subprocess.run([str(serving.PACKTRAIN), "plan", file.name, "--json"],
-                             capture_output=True, text=True, check=True).stdout
-    return json.loads(out)["deployments"][0]["predicted"]
+        done = subprocess.run([str(serving.PACKTRAIN), "plan", file.name, "--json"],
+                              capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError("no plan: " + done.stderr)
+    return json.loads(done.stdout)["deployments"][0]["predicted"]
+
+
+def planned(plan, what, length):
+    """Tokens/s of decode or prefill at the nearest depth or length that the plan tells of."""
+    of = {"decode": "depth", "prefill": "prompt"}[what]
+    return min(plan[what], key=lambda at: abs(at[of] - length))["tokens_per_s"]
 
 
 def doctor(bench):
@@ -361,7 +369,7 @@ def resident(bench):
     path = bench.synthetic("glm-5.2", bench.layers, "iq2_m")
     cuts = even_cuts(bench.layers, len(bench.devices))
     own = [re.sub(r"\d+$", lambda end: str(int(end[0]) - 2), cut) for cut in cuts]
-    text = topology([model("glm", path, bench.stages(cuts, own, 2 if bench.tiny else 70) +
+    text = topology([model("glm", path, bench.stages(cuts, own, 2 if bench.tiny else None) +
                            [experts_worker()], context=16384)])
     plan = predicted(text)
     begin = time.monotonic()
@@ -370,12 +378,13 @@ def resident(bench):
         decode(server, "glm", 90, tiny=bench.tiny)
         prefill(server, "glm", 91, 2048, bench.tiny)
         print("  %-34s %10s %12s %8s" % ("tokens/s", "measured", "planned", ""))
-        compare("decode", statistics.median(decode(server, "glm", i, 96, bench.tiny)
-                                            for i in range(3)), plan["decode_tokens_per_s"])
+        compare("decode behind 512", statistics.median(
+            decode(server, "glm", i, 96, bench.tiny, 512) for i in range(3)),
+            planned(plan, "decode", 512))
         for length in (2048, 8192):
             compare(f"prefill {length}", statistics.median(
                 prefill(server, "glm", length + i, length, bench.tiny) for i in range(3)),
-                plan["prefill_tokens_per_s"])
+                planned(plan, "prefill", length))
         streams = in_parallel([lambda i=i: decode(server, "glm", 50 + i, 96, bench.tiny)
                                for i in range(4)])
         print("  four streams at once, in sum %.1f tokens/s" % sum(streams))
@@ -405,7 +414,7 @@ def streamed(bench):
                                                          2 if bench.tiny else 70) +
                                [experts_worker()], context=length + 64, slots=STREAMED_PROMPTS,
                                ubatch=64 if bench.tiny else 2048)])
-        plan = predicted(text)["prefill_tokens_per_s"]
+        plan = planned(predicted(text), "prefill", length)
         begin = time.monotonic()
         with Server(text) as server:
             print("  %d card(s): serving after %.0f s %s" % (count, time.monotonic() - begin,

@@ -18,8 +18,9 @@ QWEN = GOLDEN / "qwen35moe-f32.gguf"  # 8 layers, all with experts; recurrent st
 
 
 def stage(layers=None, resident=None, memory_gib=2, device=DEVICE):
+    """memory_gib: None for all of the card's."""
     text = f"device: '{device}'"
-    if device != "cpu":
+    if device != "cpu" and memory_gib:
         text += f", memory_gib: {memory_gib}"
     if layers:
         text += f", layers: {layers}"

@@ -87,6 +87,7 @@ void MeasureExperts(int threads, uint64_t usable_bytes, uint64_t largest_cache_b
   const double fixed = PassSeconds(
       context, ExpertsIn(memory->data(), memory->bytes(), TensorType::kQ8_0, kTiny), kTiny, each);
   facts->experts_layer_us = fixed * 1e6;
+  facts->experts_threads = threads;
   for (WeightRate& rate : facts->weight_rates) {
     const TensorType type = *std::find_if(std::begin(kMeasuredTypes), std::end(kMeasuredTypes),
                                           [&](TensorType t) { return TypeName(t) == rate.type; });

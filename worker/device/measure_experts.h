@@ -12,10 +12,11 @@
 
 namespace packtrain {
 
-// Enters in `facts` what a pass over picked experts takes: experts_layer_us, that of one with next
-// to no weights, and experts_gb_per_s of each of weight_rates, of what is added by weights that lie
-// in memory. The medians of passes, for this is what a step waits for. Nothing if there is not
-// enough memory to tell DRAM from caches. About 0.1 s per type.
+// Enters in `facts` what a pass over picked experts takes with so many threads (experts_threads):
+// experts_layer_us, that of one with next to no weights, and experts_gb_per_s of each of
+// weight_rates, of what is added by weights that lie in memory. The medians of passes, for this is
+// what a step waits for. Nothing if there is not enough memory to tell DRAM from caches. About 0.1
+// s per type.
 void MeasureExperts(int threads, uint64_t usable_bytes, uint64_t largest_cache_bytes,
                     const CpuKernels& kernels, const MeasureOptions& options, HostFacts* facts);
 

@@ -89,7 +89,12 @@ HostFacts ProbeHost(const ProbeOptions& options) {
   facts.dram_read = MeasureDramRead(threads, facts.memory.usable_bytes(), cache_bytes, measure);
   facts.weight_rates =
       MeasureWeightRates(threads, facts.memory.usable_bytes(), cache_bytes, kernels, measure);
-  MeasureExperts(threads, facts.memory.usable_bytes(), cache_bytes, kernels, measure, &facts);
+  // As many as a worker of experts gets beside the stages that it works for: where none is left to
+  // the rest of the machine, all wait at each barrier for the one that it interrupts.
+  const int cards = static_cast<int>(std::count_if(
+      facts.gpus.begin(), facts.gpus.end(), [](const GpuFacts& gpu) { return gpu.index >= 0; }));
+  MeasureExperts(std::clamp(facts.cpu.threads - cards, 1, threads), facts.memory.usable_bytes(),
+                 cache_bytes, kernels, measure, &facts);
   facts.thread_round_trip_us = MeasureThreadRoundTrip(measure);
   facts.process_round_trip_us = MeasureProcessRoundTrip(measure);
   for (const std::string& path : options.storage) {

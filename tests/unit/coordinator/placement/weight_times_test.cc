@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include "coordinator/placement/device_rates.h"
+
 namespace packtrain {
 namespace {
 
@@ -23,6 +25,21 @@ TEST(WeightTimesTest, LongUbatchesCostAPassAndEveryToken) {
   EXPECT_DOUBLE_EQ(times.Multiply(1e9, 8, 2e9, types), 2 * 1e9 * 8 / 2e12 + 2e9 / 20e9);
   const std::vector<TypeBytes> unknown = {{TensorType::kF16, 34 << 20}};
   EXPECT_DOUBLE_EQ(times.Multiply(1e9, 8, 2e9, unknown), 2 * 1e9 * 8 / 1e12 + 2e9 / 10e9);
+}
+
+// Weights in general were measured with all 16 cores, experts with 14 of them.
+TEST(WeightTimesTest, ExpertsAreReadByTheShareOfThreadsThatTheyWereMeasuredWith) {
+  const std::vector<TypeBytes> types = {{TensorType::kIQ2_XS, 100}};
+  HostFacts host;
+  host.weight_rates = {{.type = "IQ2_XS", .read_gb_per_s = 100, .experts_gb_per_s = 70}};
+  host.experts_threads = 14;
+  host.cpu.cores = 16;
+  EXPECT_DOUBLE_EQ(CpuExpertTimes(host, 14).Read(kGb, types), 1 / 70.0);
+  EXPECT_DOUBLE_EQ(CpuExpertTimes(host, 16).Read(kGb, types), 1 / 70.0);
+  EXPECT_DOUBLE_EQ(CpuExpertTimes(host, 7).Read(kGb, types), 1 / 35.0);
+  EXPECT_DOUBLE_EQ(CpuTimes(host, 8, kGb).Read(kGb, types), 1 / 50.0);
+  host.experts_threads = 0;  // facts of before that was told
+  EXPECT_DOUBLE_EQ(CpuExpertTimes(host, 8).Read(kGb, types), 1 / 35.0);
 }
 
 }  // namespace

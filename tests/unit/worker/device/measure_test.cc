@@ -51,6 +51,7 @@ TEST(MeasureTest, PickedExpertsAreMeasuredWhereTheyComeFromMemory) {
   const MeasureOptions options = {.seconds_each = 0.02, .dram_bytes = 512 << 20};
   MeasureExperts(2, 1ull << 30, 1 << 20, kernels, options, &facts);
   EXPECT_GT(facts.experts_layer_us, 0.5);
+  EXPECT_EQ(facts.experts_threads, 2);
   EXPECT_EQ(facts.weight_rates[0].experts_gb_per_s, 0);
   EXPECT_GT(facts.weight_rates[1].experts_gb_per_s, 0);
   EXPECT_GT(facts.weight_rates[2].experts_gb_per_s, 0);
