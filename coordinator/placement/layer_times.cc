@@ -137,15 +137,17 @@ double OwnDecodeSeconds(const Problem& problem, const StageCandidate& stage, int
   }
   // gate and up of a dense layer are read by the kernel that reads those of picked experts.
   const double gate_up = w.experts == 0 ? static_cast<double>(w.feed_forward) * 2 / 3 : 0;
-  return stage.weights.Read(bytes - gate_up, w.types) +
-         stage.experts.gate_up.Read(gate_up, w.types) + walk +
-         stage.kernel_seconds * KernelsOf(problem.model->config, ConfigOf(problem, layer), depth);
+  return kGraphGaps *
+         (stage.weights.Read(bytes - gate_up, w.types) +
+          stage.experts.gate_up.Read(gate_up, w.types) + walk +
+          stage.kernel_seconds * KernelsOf(problem.model->config, ConfigOf(problem, layer), depth));
 }
 
 double ResidentDecodeSeconds(const Problem& problem, const StageCandidate& stage, int layer) {
   const double picked = PickedSeconds(problem, stage.experts, layer);
-  return SharedExpertSeconds(problem, stage, layer) +
-         (picked > 0 ? picked + stage.experts_seconds : 0);
+  return (stage.kind == DeviceKind::kCuda ? kGraphGaps : 1) *
+         (SharedExpertSeconds(problem, stage, layer) +
+          (picked > 0 ? picked + stage.experts_seconds : 0));
 }
 
 double RemoteDecodeSeconds(const Problem& problem, const StageCandidate& stage,

@@ -129,10 +129,11 @@ class Builder {
       s.head_seconds =
           s.weights.Read(static_cast<double>(model_.weights.head), model_.weights.head_types) +
           s.kernel_seconds * (kHeadKernels + model_.config.hidden_dim / kNormValues);
-      if (s.kind == DeviceKind::kCuda) {
-        s.head_seconds += HeadRowsSeconds();
-      }
       s.step_seconds = s.kernel_seconds * kStageKernels;
+      if (s.kind == DeviceKind::kCuda) {
+        s.head_seconds = (s.head_seconds + HeadRowsSeconds()) * kGraphGaps;
+        s.step_seconds *= kGraphGaps;
+      }
       DecodeSums(s);
       PrefillSums(s);
     }

@@ -7,9 +7,11 @@
 //                 [--experts=256] [--shape=6144x2048] [--passes=9] [--isa=avx512] [--pin=1]
 //
 // --shape: hidden x expert dimension; top 8 of each token. Several tokens have picks of their own,
-// except in the lines marked "same". A pass is all layers once; figures are of the median pass.
-// "box us": the same passes asked for through the shared-memory mailbox of an experts worker, by a
-// client that spins, the worker's thread and pool on the other side.
+// except in the lines marked "same". A pass is all layers once. A round measures the bounds and
+// then makes a pass of every line, since a shared machine's speed changes in seconds; figures, and
+// those of one round over others of the same, are medians over rounds. "box us": the same passes
+// asked for through the shared-memory mailbox of an experts worker, by a client that spins, the
+// worker's thread and pool on the other side.
 
 #include <unistd.h>
 
@@ -104,6 +106,11 @@ double Now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
+double MedianOf(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  return Median(values);
+}
+
 // A step's input: picks of `tokens` tokens, distinct within each token.
 struct Step {
   std::vector<int32_t> ids;
@@ -175,8 +182,8 @@ class Bench {
     std::printf("%s, %zu layers of %zu experts %zux%zu, %s\n", std::string(kernels_.name).c_str(),
                 options_.layers, options_.experts, options_.hidden, options_.dim,
                 options_.pin ? "threads on CPUs of their own" : "threads free");
-    std::printf("%-8s %3s %-5s %8s %6s %8s %6s %6s %6s %6s %8s\n", "mix", "thr", "tok", "us/layer",
-                "GB/s", "bound us", "share", "read", "inner", "down", "box us");
+    std::printf("%-8s %3s %-5s %8s %6s %6s %6s %6s %6s %8s\n", "mix", "thr", "tok", "us/layer",
+                "GB/s", "share", "read", "inner", "down", "box us");
     for (const std::string& name : options_.mixes) {
       const Mix& mix = *MixByName(name);
       FillLayers(mix);
@@ -221,52 +228,55 @@ class Bench {
     return layers;
   }
 
-  // Seconds a layer, of the median pass, and the distinct experts that a step touched on average.
-  struct Timing {
-    double seconds, distinct;
-  };
   using Compute = std::function<absl::Status(const ExpertsRequest&, float*)>;
-  Timing Time(const Compute& compute, size_t tokens, bool same) {
-    std::mt19937 random(7);
-    std::vector<double> seconds;
-    size_t distinct = 0;
-    for (size_t pass = 0; pass <= options_.passes; ++pass) {
-      std::vector<Step> steps;
-      for (size_t layer = 0; layer < options_.layers; ++layer) {
-        steps.push_back(RandomPicks(tokens, options_.experts, same, &random));
-      }
-      const double start = Now();
-      for (size_t layer = 0; layer < options_.layers; ++layer) {
-        const ExpertsRequest request = {.layer = static_cast<int>(layer),
-                                        .tokens = static_cast<int>(tokens),
-                                        .hidden_dim = static_cast<int>(options_.hidden),
-                                        .top_k = kTopK,
-                                        .x = x_.data(),
-                                        .ids = steps[layer].ids.data(),
-                                        .weights = pick_weights_.data()};
-        CHECK(compute(request, y_.data()).ok());
-      }
-      if (pass == 0) continue;
-      seconds.push_back((Now() - start) / static_cast<double>(options_.layers));
-      for (const Step& step : steps) distinct += step.distinct;
+
+  // Picks of a pass, a step for each layer.
+  std::vector<Step> Picks(size_t tokens, bool same, std::mt19937* random) const {
+    std::vector<Step> steps;
+    for (size_t layer = 0; layer < options_.layers; ++layer) {
+      steps.push_back(RandomPicks(tokens, options_.experts, same, random));
     }
-    std::sort(seconds.begin(), seconds.end());
-    return {Median(seconds),
-            static_cast<double>(distinct) / static_cast<double>(options_.passes * options_.layers)};
+    return steps;
   }
 
-  // Bytes/s of a half when nothing but memory and instructions counts.
-  double Bound(const TypeTraits& traits, const uint8_t* w, size_t n, size_t tokens, int threads) {
-    return CachedRate(*kernels_.weight(traits.type), w, RowBytes(traits.type, n), size_t{1} << 16,
-                      n, tokens, threads, 3);
+  // Seconds a layer of one pass.
+  double Time(const Compute& compute, size_t tokens, const std::vector<Step>& steps) {
+    const double start = Now();
+    for (size_t layer = 0; layer < steps.size(); ++layer) {
+      const ExpertsRequest request = {.layer = static_cast<int>(layer),
+                                      .tokens = static_cast<int>(tokens),
+                                      .hidden_dim = static_cast<int>(options_.hidden),
+                                      .top_k = kTopK,
+                                      .x = x_.data(),
+                                      .ids = steps[layer].ids.data(),
+                                      .weights = pick_weights_.data()};
+      CHECK(compute(request, y_.data()).ok());
+    }
+    return (Now() - start) / static_cast<double>(steps.size());
   }
+
+  // What limits a pass, bytes/s: memory, and instructions in each half.
+  struct Bounds {
+    double read, inner, down;
+  };
+  Bounds MeasureBounds(const Mix& mix, int threads) {
+    const size_t sample = std::min<size_t>(size_t{1} << 30, options_.layers * LayerBytes(mix));
+    const auto cached = [&](const TypeTraits& traits, const uint8_t* w, size_t n) {
+      return CachedRate(*kernels_.weight(traits.type), w, RowBytes(traits.type, n), size_t{1} << 16,
+                        n, 1, threads, 1);
+    };
+    return {ReadBandwidth(data(), sample, threads, 1), cached(*mix.inner, data(), options_.hidden),
+            cached(*mix.down, data() + 2 * inner_bytes(mix), options_.dim)};
+  }
+
+  // Steps of so many tokens; what was seen of them, a value for each round.
+  struct Line {
+    size_t tokens = 0;
+    bool same = false;
+    std::vector<double> seconds = {}, boxed = {}, share = {}, of_one = {}, distinct = {};
+  };
 
   void Measure(const std::string& name, const Mix& mix, int threads) {
-    const size_t sample = std::min<size_t>(size_t{2} << 30, options_.layers * LayerBytes(mix));
-    const double read = ReadBandwidth(data(), sample, threads, 5);
-    const double inner_rate = Bound(*mix.inner, data(), options_.hidden, 1, threads);
-    const double down_rate =
-        Bound(*mix.down, data() + 2 * inner_bytes(mix), options_.dim, 1, threads);
     const double inner = 2.0 * static_cast<double>(inner_bytes(mix) / options_.experts);
     const auto down = static_cast<double>(down_bytes(mix) / options_.experts);
     ThreadPoolOptions pool_options{.num_threads = threads};
@@ -276,31 +286,58 @@ class Bench {
     Mailbox mailbox(&experts, {.max_tokens = static_cast<int>(kMaxTokens),
                                .hidden_dim = static_cast<int>(options_.hidden),
                                .top_k = kTopK});
-    double one = 0;
+    std::vector<Line> lines;
     for (const std::string& option : options_.tokens) {
       const size_t tokens = std::stoul(option);
-      for (const bool same : {false, true}) {
-        if (tokens == 1 && same) continue;
-        const Timing timing = Time(
-            [&](const ExpertsRequest& request, float* y) { return experts.Compute(request, y); },
-            tokens, same);
-        const Timing boxed = Time(
-            [&](const ExpertsRequest& request, float* y) { return mailbox.Compute(request, y); },
-            tokens, same);
-        if (tokens == 1) one = timing.seconds;
-        const double bound = inner / std::min(read, inner_rate) + down / std::min(read, down_rate);
-        std::printf("%-8s %3d %-5s %8.1f %6.1f %8.1f %5.0f%% %6.1f %6.1f %6.1f %8.1f", name.c_str(),
-                    threads, (option + (same ? "same" : "")).c_str(), timing.seconds * 1e6,
-                    timing.distinct * (inner + down) / timing.seconds / 1e9,
-                    timing.distinct * bound * 1e6, 100 * timing.distinct * bound / timing.seconds,
-                    read / 1e9, inner_rate / 1e9, down_rate / 1e9, boxed.seconds * 1e6);
-        if (tokens > 1 && one > 0) {
-          std::printf("   %.2f x one token's time, %.2f x its experts", timing.seconds / one,
-                      timing.distinct / kTopK);
-        }
-        std::printf("\n");
-        std::fflush(stdout);
+      lines.push_back({.tokens = tokens, .same = false});
+      if (tokens > 1) lines.push_back({.tokens = tokens, .same = true});
+    }
+    std::vector<double> reads, inners, downs;
+    std::mt19937 random(7);
+    for (size_t round = 0; round <= options_.passes; ++round) {
+      const Bounds bounds = MeasureBounds(mix, threads);
+      const double bound =
+          inner / std::min(bounds.read, bounds.inner) + down / std::min(bounds.read, bounds.down);
+      const bool kept = round > 0;
+      if (kept) {
+        reads.push_back(bounds.read);
+        inners.push_back(bounds.inner);
+        downs.push_back(bounds.down);
       }
+      double one = 0;
+      for (Line& line : lines) {
+        const std::vector<Step> steps = Picks(line.tokens, line.same, &random);
+        const double seconds = Time(
+            [&](const ExpertsRequest& request, float* y) { return experts.Compute(request, y); },
+            line.tokens, steps);
+        const double boxed = Time(
+            [&](const ExpertsRequest& request, float* y) { return mailbox.Compute(request, y); },
+            line.tokens, Picks(line.tokens, line.same, &random));
+        if (line.tokens == 1) one = seconds;
+        if (!kept) continue;
+        double distinct = 0;
+        for (const Step& step : steps) distinct += static_cast<double>(step.distinct);
+        distinct /= static_cast<double>(steps.size());
+        line.seconds.push_back(seconds);
+        line.boxed.push_back(boxed);
+        line.distinct.push_back(distinct);
+        line.share.push_back(distinct * bound / seconds);
+        if (one > 0) line.of_one.push_back(seconds / one);
+      }
+    }
+    for (const Line& line : lines) {
+      const double seconds = MedianOf(line.seconds), distinct = MedianOf(line.distinct);
+      std::printf("%-8s %3d %-5s %8.1f %6.1f %5.0f%% %6.1f %6.1f %6.1f %8.1f", name.c_str(),
+                  threads, (std::to_string(line.tokens) + (line.same ? "same" : "")).c_str(),
+                  seconds * 1e6, distinct * (inner + down) / seconds / 1e9,
+                  100 * MedianOf(line.share), MedianOf(reads) / 1e9, MedianOf(inners) / 1e9,
+                  MedianOf(downs) / 1e9, MedianOf(line.boxed) * 1e6);
+      if (line.tokens > 1 && !line.of_one.empty()) {
+        std::printf("   %.2f x one token's time, %.2f x its experts", MedianOf(line.of_one),
+                    distinct / kTopK);
+      }
+      std::printf("\n");
+      std::fflush(stdout);
     }
   }
 
