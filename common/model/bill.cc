@@ -21,9 +21,9 @@ constexpr uint64_t kCudaRuntime = 560 * kMiB;
 // for there are twice as many kernels.
 constexpr uint64_t kProcessRuntime = 8 * kMiB;
 constexpr uint64_t kCudaProcessRuntime = 336 * kMiB, kMlaProcessRuntime = 84 * kMiB;
-// Bundles that each end of a link lends from RAM; on a GPU NCCL's sender has as many, its receiver
-// one.
-constexpr uint64_t kLentBundles = 3;
+// Bundles that a link's sender keeps, one that is filled, one on its way and one waiting
+// (kBundlesInFlight); its receiver has one. In RAM, and with NCCL as many on the GPU.
+constexpr uint64_t kSentBundles = 3;
 // NCCL took 440 MiB of each of two H200 that one link joins. Its channels have 4 MiB for each
 // direction, its default; the rest is its code, once.
 constexpr uint64_t kNcclChannels = 8, kNcclEnd = kNcclChannels * 2 * 4 * kMiB;
@@ -37,18 +37,16 @@ uint64_t BundleBytes(const ModelConfig& c, const DeploymentShape& shape) {
   return U(shape.max_tokens) * U(c.hidden_dim + c.indexer.top_k) * 4;
 }
 
-// In RAM, of all links of a stage.
-uint64_t HostLinkBytes(const ModelConfig& c, const DeploymentShape& shape,
-                       const StageDuties& duties) {
-  return U(duties.receives + duties.sends) * kLentBundles * BundleBytes(c, shape);
+// Of all links of a stage, in one kind of memory.
+uint64_t LinkBytes(const ModelConfig& c, const DeploymentShape& shape, const StageDuties& duties) {
+  return (kSentBundles * U(duties.sends) + U(duties.receives)) * BundleBytes(c, shape);
 }
 
 // On a GPU: shared memory and gRPC carry bundles from RAM.
 uint64_t NcclBytes(const ModelConfig& c, const DeploymentShape& shape, const StageDuties& duties) {
   const uint64_t ends = U(duties.receives + duties.sends);
   if (!duties.nccl || ends == 0) return 0;
-  return kNcclCode + ends * kNcclEnd +
-         (kLentBundles * U(duties.sends) + U(duties.receives)) * BundleBytes(c, shape);
+  return kNcclCode + ends * kNcclEnd + LinkBytes(c, shape, duties);
 }
 
 // What goes to an experts worker and comes back: rows, picks, weights, sums.
@@ -195,7 +193,7 @@ MemoryBill StageBaseBill(const ModelFacts& model, const DeploymentShape& shape,
   if (duties.has_head) bill[BillItem::kHead] = model.weights.head;
   if (duties.embeds && !cuda) bill[BillItem::kEmbedding] = model.weights.embedding;
   bill[BillItem::kBuffers] = StageBufferBytes(model, shape, duties);
-  bill[BillItem::kTransport] = cuda ? NcclBytes(c, shape, duties) : HostLinkBytes(c, shape, duties);
+  bill[BillItem::kTransport] = cuda ? NcclBytes(c, shape, duties) : LinkBytes(c, shape, duties);
   if (duties.asks_experts && cuda) bill[BillItem::kStreaming] = ExpertRingBytes(model, shape);
   if (duties.asks_experts && !cuda) bill[BillItem::kTransport] += ExchangeBytes(c, shape);
   bill[BillItem::kRuntime] = cuda ? kCudaRuntime : kProcessRuntime;
@@ -207,7 +205,7 @@ MemoryBill StageHostBill(const ModelFacts& model, const DeploymentShape& shape,
   MemoryBill bill;
   if (duties.device == DeviceKind::kCpu) return bill;
   const ModelConfig& c = model.config;
-  bill[BillItem::kTransport] = HostLinkBytes(c, shape, duties);
+  bill[BillItem::kTransport] = LinkBytes(c, shape, duties);
   if (duties.asks_experts) bill[BillItem::kTransport] += ExchangeBytes(c, shape);
   // Page-locked: rows of the embedding table, logits.
   if (duties.embeds) {

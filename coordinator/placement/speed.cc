@@ -54,7 +54,7 @@ PrefillTime Prefill(const Problem& p, const StageChoice& choice, int rows,
   // Before that as much is copied as the ring holds.
   const double ahead = std::min(alone, p.ring_bytes / s.link);
   const double copies = std::max(time.streamed_bytes / s.link - ahead, 0.0);
-  time.seconds = alone + workers + std::max(copied, copies);
+  time.seconds = alone + workers + std::max(copied, copies) * kStreamedWaits;
   time.bound = copies > copied && copies > alone + workers ? "link"
                : workers > alone + copied                  ? "CPU experts"
                                                            : "compute";

@@ -184,12 +184,10 @@ uint64_t ExchangeBytes(const ModelConfig& c, const DeploymentShape& shape) {
   return Rows(shape) * static_cast<uint64_t>(8 * (c.hidden_dim + c.moe.top_k));
 }
 
-// So many bundles and so many bytes on every side that has a neighbour.
-uint64_t HopBytes(const ModelConfig& c, const DeploymentShape& shape, bool first, bool last,
-                  uint64_t bundles, uint64_t bytes) {
-  const uint64_t side =
-      bundles * Rows(shape) * static_cast<uint64_t>(4 * (c.hidden_dim + c.indexer.top_k)) + bytes;
-  return (first ? 0 : side) + (last ? 0 : side);
+// A bundle from the stage before, three to the one behind.
+uint64_t HopBytes(const ModelConfig& c, const DeploymentShape& shape, bool first, bool last) {
+  const uint64_t bundle = Rows(shape) * static_cast<uint64_t>(4 * (c.hidden_dim + c.indexer.top_k));
+  return (first ? 0 : bundle) + (last ? 0 : 3 * bundle);
 }
 
 bool Streams(const DeploymentShape& shape) {
@@ -210,11 +208,11 @@ uint64_t RingBytes(const ModelFacts& model, const DeploymentShape& shape) {
   return pieces * std::min(piece, tensor);
 }
 
-// What NCCL takes of a card: its code, 64 MiB a side, three bundles to send, one to receive.
+// What NCCL takes of a card: its code, 64 MiB a side, and the bundles.
 uint64_t NcclBytes(const ModelConfig& c, const DeploymentShape& shape, bool first, bool last) {
   if (first && last) return 0;
-  return (uint64_t{376} << 20) + HopBytes(c, shape, first, true, 1, uint64_t{64} << 20) +
-         HopBytes(c, shape, true, last, 3, uint64_t{64} << 20);
+  const uint64_t sides = first || last ? 1 : 2;
+  return (uint64_t{376} << 20) + sides * (uint64_t{64} << 20) + HopBytes(c, shape, first, last);
 }
 
 uint64_t CudaBaseBytes(const ModelFacts& model, const DeploymentShape& shape, bool first, bool last,
@@ -257,7 +255,7 @@ uint64_t CudaHostBytes(const ModelFacts& model, const DeploymentShape& shape, bo
                        bool asks) {
   const ModelConfig& c = model.config;
   uint64_t bytes = uint64_t{c.mla.kv_lora_rank > 0 ? 420U : 336U} << 20;  // the process
-  bytes += HopBytes(c, shape, first, last, 3, 0);
+  bytes += HopBytes(c, shape, first, last);
   // Page-locked: embedded rows, a decode step's logits.
   if (first) {
     const uint64_t row = model.weights.embedding / static_cast<uint64_t>(c.vocab_size);
@@ -273,7 +271,7 @@ uint64_t CpuBaseBytes(const ModelFacts& model, const DeploymentShape& shape, boo
   const ModelConfig& c = model.config;
   uint64_t bytes = Rows(shape) * static_cast<uint64_t>(12 * c.hidden_dim + 4 * c.indexer.top_k);
   bytes += std::min<uint64_t>(Rows(shape), 512) * CpuScratchPerRow(c) * 4;
-  bytes += HopBytes(c, shape, first, last, 3, 0) + (uint64_t{8} << 20);
+  bytes += HopBytes(c, shape, first, last) + (uint64_t{8} << 20);
   if (asks) bytes += ExchangeBytes(c, shape);
   if (first) bytes += model.weights.embedding;
   if (last) {

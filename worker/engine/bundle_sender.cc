@@ -30,8 +30,8 @@ BundleSender::~BundleSender() {
 Bundle* BundleSender::Acquire() {
   MutexLock lock(&mutex_);
   while (free_.empty()) changed_.Wait(&mutex_);
-  Bundle* bundle = free_.front();
-  free_.pop_front();
+  Bundle* bundle = free_.back();
+  free_.pop_back();
   bundle->error = absl::OkStatus();
   return bundle;
 }

@@ -42,8 +42,7 @@ class BundleSender {
   std::vector<std::unique_ptr<Bundle>> bundles_;
   Mutex mutex_;
   CondVar changed_;
-  // Taken in turn: all have their memory soon, and none gets it first when the link is slow.
-  std::deque<Bundle*> free_ ABSL_GUARDED_BY(mutex_);
+  std::vector<Bundle*> free_ ABSL_GUARDED_BY(mutex_);
   std::deque<Bundle*> queue_ ABSL_GUARDED_BY(mutex_);
   bool sending_ ABSL_GUARDED_BY(mutex_) = false;
   bool stop_ ABSL_GUARDED_BY(mutex_) = false;

@@ -9,7 +9,7 @@ namespace {
 
 constexpr uint64_t kMiB = uint64_t{1} << 20;
 
-uint64_t Transport(bool receives, bool sends, bool nccl) {
+uint64_t Transport(bool receives, bool sends, bool nccl, bool on_card = true) {
   ModelFacts model;
   model.config.hidden_dim = 1024;
   model.config.vocab_size = 1000;
@@ -20,7 +20,9 @@ uint64_t Transport(bool receives, bool sends, bool nccl) {
                               .receives = receives,
                               .sends = sends,
                               .nccl = nccl};
-  return StageBaseBill(model, shape, duties)[BillItem::kTransport];
+  const MemoryBill bill =
+      on_card ? StageBaseBill(model, shape, duties) : StageHostBill(model, shape, duties);
+  return bill[BillItem::kTransport];
 }
 
 TEST(BillTest, LinksTakeOfACardWhatNcclTakes) {
@@ -32,6 +34,14 @@ TEST(BillTest, LinksTakeOfACardWhatNcclTakes) {
   // Stages on one card, and one alone: bundles stay in RAM, or there are none.
   EXPECT_EQ(Transport(true, true, false), 0u);
   EXPECT_EQ(Transport(false, false, true), 0u);
+}
+
+// A sender keeps three, a receiver one.
+TEST(BillTest, LinksTakeOfRamTheBundlesOfBothEnds) {
+  EXPECT_EQ(Transport(false, true, false, false), 3 * 16 * kMiB);
+  EXPECT_EQ(Transport(true, false, false, false), 16 * kMiB);
+  EXPECT_EQ(Transport(true, true, false, false), 4 * 16 * kMiB);
+  EXPECT_EQ(Transport(false, false, false, false), 0u);
 }
 
 }  // namespace
