@@ -1,17 +1,11 @@
 #include "coordinator/fleet/fleet_pipeline.h"
 
-#include <arpa/inet.h>
-#include <netdb.h>
 #include <spdlog/spdlog.h>
-#include <sys/socket.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
 #include <deque>
 #include <limits>
-#include <map>
-#include <optional>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -20,30 +14,18 @@
 #include "absl/strings/str_format.h"
 #include "common/base/mutex.h"
 #include "common/base/status_macros.h"
-#include "common/rpc/channel.h"
 #include "common/rpc/step_codec.h"
+#include "coordinator/fleet/fleet.h"
 #include "coordinator/fleet/fleet_messages.h"
-#include "coordinator/fleet/fleet_worker.h"
-#include "coordinator/fleet/link_choice.h"
-#include "coordinator/fleet/socket_folder.h"
 
 namespace packtrain {
 namespace {
 
 using Clock = std::chrono::steady_clock;
 
-constexpr std::chrono::milliseconds kStartTimeout(20'000);
-// Somebody has started it, or has not: no use in waiting. Together with what comes before, 2 s.
-constexpr std::chrono::milliseconds kRemoteStartTimeout(1000);
-// Opening links waits for the slowest worker, which may have to finish a layer first.
-constexpr std::chrono::seconds kConnectTimeout(30);
-constexpr std::chrono::milliseconds kLossAfterLink(300);
-constexpr std::chrono::milliseconds kHealthEvery(300);
-constexpr std::chrono::milliseconds kHealthTimeout(1400);  // both together below 2 s
+constexpr std::chrono::milliseconds kHealthEvery(300);  // with what an answer may take below 2 s
 constexpr std::chrono::seconds kDrainTimeout(1);  // a layer's worth of work; the rest is cancelled
-constexpr std::chrono::seconds kShutdownTimeout(2);
-constexpr std::chrono::seconds kTerminateTimeout(1);
-constexpr int kReplacementsMax = 5;  // in a row, without a single good step between
+constexpr int kReplacementsMax = 5;               // in a row, without a single good step between
 
 // Above every epoch of an earlier coordinator, unlike those of one that started at the same time.
 uint64_t FirstEpoch() {
@@ -52,38 +34,19 @@ uint64_t FirstEpoch() {
          << 10;
 }
 
-// The address of this host as that one sees it.
-absl::StatusOr<std::string> LocalAddressTowards(const std::string& address) {
-  const size_t colon = address.rfind(':');
-  addrinfo hints{}, *found = nullptr;
-  hints.ai_socktype = SOCK_DGRAM;
-  hints.ai_family = AF_INET;
-  if (colon == std::string::npos ||
-      getaddrinfo(address.substr(0, colon).c_str(), address.substr(colon + 1).c_str(), &hints,
-                  &found) != 0) {
-    return absl::InvalidArgumentError(absl::StrFormat("address '%s' cannot be resolved", address));
-  }
-  // Connecting a datagram socket sends nothing and picks the route.
-  const int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
-  sockaddr_in local{};
-  socklen_t size = sizeof local;
-  const bool known = fd >= 0 && connect(fd, found->ai_addr, found->ai_addrlen) == 0 &&
-                     getsockname(fd, reinterpret_cast<sockaddr*>(&local), &size) == 0;
-  if (fd >= 0) close(fd);
-  freeaddrinfo(found);
-  char text[INET_ADDRSTRLEN] = {};
-  if (!known || inet_ntop(AF_INET, &local.sin_addr, text, sizeof text) == nullptr) {
-    return absl::UnavailableError(absl::StrFormat("no route to '%s'", address));
-  }
-  return std::string(text);
-}
-
 }  // namespace
 
 class FleetPipeline::Impl {
  public:
   Impl(DeploymentPlan plan, FleetOptions options)
-      : plan_(std::move(plan)), options_(std::move(options)), epoch_(FirstEpoch()) {}
+      : plan_(std::move(plan)),
+        options_(std::move(options)),
+        fleet_(plan_, options_,
+               {.message = [this](const FleetWorker& worker,
+                                  const v1::WorkerMessage& message) { OnMessage(worker, message); },
+                .lost = [this](const absl::Status& status) { Break(status); },
+                .keep_waiting = [this] { return !stopping(); }}),
+        epoch_(FirstEpoch()) {}
 
   ~Impl() { Stop(); }
 
@@ -157,21 +120,19 @@ class FleetPipeline::Impl {
   // ---- the supervisor thread ----
 
   void Supervise() {
-    absl::Status status = Prepare();
-    if (status.ok()) status = StartAll();
-    if (status.ok()) status = ConnectAll();
+    absl::Status status = fleet_.Prepare();
+    if (status.ok()) status = fleet_.Start(epoch_);
+    if (status.ok()) status = Connect();
     SetState(status.ok() ? FleetState::kReady : FleetState::kFailed, status);
     while (Watch()) {
       if (state() == FleetState::kReady) Recover();
     }
     StopWorkers();
-    sockets_.reset();
     SetState(FleetState::kStopped, absl::CancelledError("the deployment was stopped"));
     FailPending();
   }
 
-  // Lets steps that are being computed end, then the processes: asked over their streams, asked by
-  // a signal, killed.
+  // Lets steps that are being computed end, then the processes.
   void StopWorkers() {
     std::vector<WorkerConnection*> stages;
     {
@@ -179,12 +140,7 @@ class FleetPipeline::Impl {
       stages.swap(stages_);
     }
     Drain(stages);
-    for (auto& worker : workers_) worker->Shutdown();
-    if (!WaitEnded(kShutdownTimeout)) {
-      for (auto& worker : workers_) worker->Terminate();
-      WaitEnded(kTerminateTimeout);
-    }
-    workers_.clear();
+    fleet_.Stop();
   }
 
   void Drain(const std::vector<WorkerConnection*>& stages) {
@@ -209,16 +165,6 @@ class FleetPipeline::Impl {
     }
   }
 
-  bool WaitEnded(std::chrono::milliseconds timeout) {
-    const auto ended = [](const auto& worker) { return worker->ended(); };
-    const Clock::time_point deadline = Clock::now() + timeout;
-    while (!std::all_of(workers_.begin(), workers_.end(), ended)) {
-      if (Clock::now() >= deadline) return false;
-      std::this_thread::sleep_for(std::chrono::milliseconds(5));
-    }
-    return true;
-  }
-
   bool stopping() const {
     MutexLock lock(&mutex_);
     return stopping_;
@@ -233,186 +179,6 @@ class FleetPipeline::Impl {
       changed_.NotifyAll();
     }
     if (options_.state) options_.state(state, std::string(failure.message()));
-  }
-
-  absl::Status Prepare() {
-    ASSIGN_OR_RETURN(sockets_, SocketFolder::Create("/tmp"));
-    std::string data_host;
-    for (const WorkerPlan& w : plan_.workers) {
-      if (w.address.empty()) continue;
-      const absl::Status allowed =
-          CheckAddressAllowed(w.address, plan_.tls.given(), plan_.insecure);
-      if (!allowed.ok()) return Named(w.name, allowed);
-      ASSIGN_OR_RETURN(data_host, LocalAddressTowards(w.address));
-    }
-    ASSIGN_OR_RETURN(const std::shared_ptr<const Tls> tls, ReadTls(plan_.tls));
-    const std::string binary =
-        options_.worker_binary.empty() ? SiblingBinary("packtrain-worker") : options_.worker_binary;
-    for (const WorkerPlan& w : plan_.workers) {
-      workers_.push_back(std::make_unique<FleetWorker>(
-          w, FleetWorker::Options{plan_.name, binary, sockets_->path(), data_host, plan_.insecure,
-                                  plan_.tls, tls}));
-    }
-    if (!options_.create_segments) return absl::OkStatus();
-    return CreateWorkerSegments(plan_, &workers_);
-  }
-
-  static absl::Status Named(const std::string& worker, const absl::Status& status) {
-    if (status.ok()) return status;
-    return absl::Status(status.code(), absl::StrCat(worker, ": ", std::string(status.message())));
-  }
-
-  absl::Status StartWorker(FleetWorker* worker) {
-    WorkerConnection::Events events;
-    events.message = [this, worker](const v1::WorkerMessage& m) { OnMessage(worker, m); };
-    events.lost = [this, worker](const absl::Status& status) {
-      worker->lost = true;
-      Break(absl::UnavailableError(
-          absl::StrCat(worker->name(), ": ", std::string(status.message()))));
-    };
-    const bool must_be_there = !worker->local() && state() == FleetState::kStarting;
-    const absl::Status status = worker->Start(epoch_, std::move(events),
-                                              must_be_there ? kRemoteStartTimeout : kStartTimeout,
-                                              [this] { return !stopping(); });
-    if (status.ok()) return status;
-    return absl::UnavailableError(
-        absl::StrCat(worker->name(), ": ", worker->Diagnose(std::string(status.message()))));
-  }
-
-  // Answers to one request from several workers, in whatever time the slowest takes.
-  absl::Status FinishAll(
-      const std::vector<FleetWorker*>& workers, std::chrono::milliseconds timeout,
-      const std::function<void(FleetWorker*, const v1::WorkerMessage&)>& answer = {}) {
-    const Clock::time_point deadline = Clock::now() + timeout;
-    absl::Status result;
-    for (FleetWorker* w : workers) {
-      // In slices, so that Stop ends a long load.
-      absl::Status status = absl::DeadlineExceededError("");
-      while (absl::IsDeadlineExceeded(status) && Clock::now() < deadline && !stopping()) {
-        const auto reply = w->connection()->Finish(std::chrono::milliseconds(100));
-        if (reply.ok() && answer) answer(w, *reply);
-        status = reply.status();
-      }
-      if (!status.ok() && w->lost) {
-        status = absl::UnavailableError(w->Diagnose(std::string(status.message())));
-      }
-      if (result.ok()) result = Named(w->name(), status);
-    }
-    return result;
-  }
-
-  absl::Status StartAll() {
-    std::vector<FleetWorker*> all;
-    // First those that may be missing.
-    for (const bool local : {false, true}) {
-      for (auto& worker : workers_) {
-        if (worker->local() == local) RETURN_IF_ERROR(StartWorker(worker.get()));
-      }
-    }
-    for (auto& worker : workers_) all.push_back(worker.get());
-    return Load(all);
-  }
-
-  void TellLoaded(const FleetWorker& worker, const v1::Loaded& loaded) {
-    options_.loaded(worker.plan(), {.weights = loaded.weight_bytes(),
-                                    .kv = loaded.kv_bytes(),
-                                    .recurrent = loaded.recurrent_bytes(),
-                                    .buffers = loaded.buffer_bytes(),
-                                    .process = loaded.process_bytes()});
-  }
-
-  // A stage that streams from others' segments comes when they are finished.
-  absl::Status Load(const std::vector<FleetWorker*>& workers) {
-    for (const bool streams : {false, true}) {
-      std::vector<FleetWorker*> now;
-      for (FleetWorker* w : workers) {
-        if (w->streams_from().empty() == streams) continue;
-        w->connection()->Begin(
-            LoadMessage(plan_, *w, SpinMicroseconds(workers_, w->peer().host_id())),
-            v1::WorkerMessage::kLoaded);
-        now.push_back(w);
-      }
-      RETURN_IF_ERROR(FinishAll(now, options_.load_timeout,
-                                [this](FleetWorker* worker, const v1::WorkerMessage& message) {
-                                  if (options_.loaded) TellLoaded(*worker, message.loaded());
-                                }));
-    }
-    return absl::OkStatus();
-  }
-
-  // Which transport joins two workers; measured once per pair.
-  absl::StatusOr<LinkChoice> Choose(FleetWorker* a, FleetWorker* b, LinkUse use) {
-    const auto key = std::pair(a->name(), b->name());
-    if (const auto it = choices_.find(key); it != choices_.end()) return it->second;
-    ASSIGN_OR_RETURN(
-        const std::vector<std::string> candidates,
-        CandidateTransports(a->peer(), a->name(), b->peer(), b->name(), plan_.links, use));
-    LinkChoice chosen{candidates.front()};
-    std::string times;
-    if (candidates.size() > 1) {
-      ASSIGN_OR_RETURN(const v1::HopMeasured measured, Measure(a, b, candidates));
-      chosen = FastestTransport(candidates, measured, DecodeBytes(plan_));
-      for (const auto& t : measured.times()) {
-        absl::StrAppendFormat(&times, ", %s %d bytes %.0f us", t.transport(), t.payload_bytes(),
-                              t.one_way_us());
-      }
-    }
-    spdlog::info("{}: link {} - {}: {}{}", plan_.name, a->name(), b->name(), chosen.ToString(),
-                 times);
-    choices_[key] = chosen;
-    return chosen;
-  }
-
-  absl::StatusOr<v1::HopMeasured> Measure(FleetWorker* a, FleetWorker* b,
-                                          const std::vector<std::string>& candidates) {
-    for (FleetWorker* w : {a, b}) {
-      w->connection()->Begin(
-          MeasureMessage(plan_, w == a ? b->peer() : a->peer(), w == a, candidates),
-          v1::WorkerMessage::kHopMeasured);
-    }
-    auto measured = a->connection()->Finish(kConnectTimeout);
-    const auto echoed = b->connection()->Finish(kConnectTimeout);
-    RETURN_IF_ERROR(Named(a->name(), measured.status()));
-    RETURN_IF_ERROR(Named(b->name(), echoed.status()));
-    return measured->hop_measured();
-  }
-
-  absl::Status ConnectAll() {
-    std::vector<FleetWorker*> all, stages;
-    for (auto& worker : workers_) {
-      worker->set_epoch(epoch_);
-      all.push_back(worker.get());
-      if (worker->stage()) stages.push_back(worker.get());
-    }
-    LinkChoices choices;
-    for (size_t i = 0; i < stages.size(); ++i) {
-      FleetWorker* next = stages[(i + 1) % stages.size()];
-      if (next == stages[i]) continue;
-      ASSIGN_OR_RETURN(
-          choices[std::pair(stages[i], next)],
-          Choose(stages[i], next, next == stages.front() ? LinkUse::kHost : LinkUse::kActivations));
-    }
-    for (FleetWorker* w : all) {
-      if (w->stage()) continue;
-      for (FleetWorker* stage : stages) {
-        if (!ServesStage(w->plan(), stage->plan())) continue;
-        ASSIGN_OR_RETURN(const std::vector<std::string> candidates,
-                         CandidateTransports(stage->peer(), stage->name(), w->peer(), w->name(),
-                                             plan_.links, LinkUse::kHost));
-        const std::string chosen = candidates.front() == "shm" ? "mailbox" : candidates.front();
-        spdlog::info("{}: experts {} - {}: {}", plan_.name, stage->name(), w->name(), chosen);
-        choices[std::pair(stage, w)] = {chosen};
-      }
-    }
-    for (FleetWorker* w : all) {
-      w->connection()->Begin(ConnectMessage(*w, all, choices, epoch_, options_.step_timeout),
-                             v1::WorkerMessage::kConnected);
-    }
-    RETURN_IF_ERROR(FinishAll(all, kConnectTimeout));
-    MutexLock submit_lock(&submit_mutex_);
-    stages_.clear();
-    for (FleetWorker* w : stages) stages_.push_back(w->connection());
-    return absl::OkStatus();
   }
 
   // Waits until something is to be done: true for a break, false to stop. Fails steps that were
@@ -433,43 +199,17 @@ class FleetPipeline::Impl {
         FailPending();
         continue;
       }
-      for (auto& worker : workers_) {
-        const absl::Status health = worker->connection()->CheckHealth(kHealthTimeout);
-        if (health.ok() || worker->lost) continue;
-        worker->lost = true;
-        Break(absl::UnavailableError(
-            absl::StrCat(worker->name(), ": does not answer: ", std::string(health.message()))));
-      }
+      fleet_.CheckHealth();
     }
-  }
-
-  // A link can tell of a worker's death a moment before that worker's own connection does. Taken
-  // for alive, it would be waited for until its links cannot be opened.
-  void AwaitLoss() {
-    const auto lost = [](const std::unique_ptr<FleetWorker>& w) {
-      return w->lost || (w->local() && w->ended());
-    };
-    const Clock::time_point until = Clock::now() + kLossAfterLink;
-    while (std::none_of(workers_.begin(), workers_.end(), lost) && Clock::now() < until) {
-      std::this_thread::sleep_for(std::chrono::milliseconds(5));
-    }
-    for (auto& worker : workers_) worker->lost = lost(worker);
   }
 
   void Recover() {
-    AwaitLoss();
     absl::Status cause;
     {
       MutexLock lock(&mutex_);
       cause = failure_;
     }
-    std::string details = std::string(cause.message());
-    for (auto& worker : workers_) {
-      if (!worker->lost) continue;
-      details = absl::StrCat(worker->name(), ": ", worker->Diagnose(details));
-      // Somebody may be writing a step to it.
-      if (worker->connection() != nullptr) worker->connection()->Abort();
-    }
+    const std::string details = fleet_.Diagnose(std::string(cause.message()));
     spdlog::warn("{}: {}", plan_.name, details);
     cause = absl::UnavailableError(details);
     SetState(FleetState::kRecovering, cause);
@@ -508,17 +248,15 @@ class FleetPipeline::Impl {
       MutexLock lock(&mutex_);
       ++epoch_;
     }
-    std::vector<FleetWorker*> lost;
-    for (auto& worker : workers_) {
-      if (worker->lost || worker->connection() == nullptr) lost.push_back(worker.get());
-    }
-    for (FleetWorker* w : lost) {
-      w->lost = true;  // until it has started, should that fail
-      w->Stop();
-      RETURN_IF_ERROR(StartWorker(w));
-    }
-    RETURN_IF_ERROR(Load(lost));
-    return ConnectAll();
+    RETURN_IF_ERROR(fleet_.Restart(epoch_));
+    return Connect();
+  }
+
+  absl::Status Connect() {
+    ASSIGN_OR_RETURN(std::vector<WorkerConnection*> stages, fleet_.Connect(epoch_));
+    MutexLock submit_lock(&submit_mutex_);
+    stages_ = std::move(stages);
+    return absl::OkStatus();
   }
 
   // Fails all steps in flight, in order.
@@ -549,16 +287,16 @@ class FleetPipeline::Impl {
     changed_.NotifyAll();
   }
 
-  void OnMessage(FleetWorker* worker, const v1::WorkerMessage& message) {
+  void OnMessage(const FleetWorker& worker, const v1::WorkerMessage& message) {
     if (message.has_load_progress() && options_.progress) {
-      options_.progress(worker->name(), message.load_progress().bytes_done(),
+      options_.progress(worker.name(), message.load_progress().bytes_done(),
                         message.load_progress().bytes_total());
     } else if (message.has_link_down()) {
-      Break(absl::UnavailableError(absl::StrCat(worker->name(), ": link '",
-                                                message.link_down().link(),
-                                                "': ", message.link_down().message())));
+      Break(
+          absl::UnavailableError(absl::StrCat(worker.name(), ": link '", message.link_down().link(),
+                                              "': ", message.link_down().message())));
     } else if (message.has_failed()) {
-      Break(Named(worker->name(), absl::UnavailableError(message.failed().message())));
+      Break(Named(worker.name(), absl::UnavailableError(message.failed().message())));
     } else if (message.has_step_results()) {
       const v1::StepResults& results = message.step_results();
       for (const v1::StepResult& result : results.results()) OnResult(results.epoch(), result);
@@ -583,10 +321,7 @@ class FleetPipeline::Impl {
   const FleetOptions options_;
   std::function<void(StepResult)> callback_ = [](const StepResult&) {};
 
-  // The supervisor's own.
-  std::unique_ptr<SocketFolder> sockets_;
-  std::vector<std::unique_ptr<FleetWorker>> workers_;
-  std::map<std::pair<std::string, std::string>, LinkChoice> choices_;
+  Fleet fleet_;  // the supervisor's own
   std::atomic<int> replacements_{0};
 
   Mutex submit_mutex_;

@@ -5,33 +5,17 @@
 // weight segment that outlived its predecessor; all slots are lost then, and the owner is told so
 // that it can replay its sequences.
 
-#include <chrono>
 #include <functional>
 #include <memory>
 #include <string>
 #include <vector>
 
 #include "absl/status/status.h"
+#include "coordinator/fleet/fleet_options.h"
 #include "coordinator/placement/plan.h"
 #include "coordinator/scheduler/pipeline.h"
 
 namespace packtrain {
-
-enum class FleetState { kStarting, kReady, kRecovering, kFailed, kStopped };
-
-struct FleetOptions {
-  std::string worker_binary;    // empty: packtrain-worker beside our own program
-  bool create_segments = true;  // false: for workers that have no weights (tests)
-  std::chrono::milliseconds step_timeout{60'000};
-  std::chrono::milliseconds load_timeout{std::chrono::hours(2)};
-  // Called by threads of the fleet's.
-  std::function<void(const std::string& worker, uint64_t done, uint64_t total)> progress;
-  std::function<void(const WorkerPlan&, const WorkerMemory&)> loaded;
-  std::function<void(FleetState, const std::string& reason)> state;
-  // All workers serve again under a new epoch; no slot, page or snapshot holds anything. Called
-  // before the state becomes kReady; steps submitted until then fail.
-  std::function<void()> slots_lost;
-};
 
 class FleetPipeline : public Pipeline {
  public:
