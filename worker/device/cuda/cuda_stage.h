@@ -49,6 +49,12 @@ class CudaStage : public Stage {
   StageMemory memory() const override { return memory_; }
 
  private:
+  static constexpr int kMaxPageCopies = 1024;  // at a time
+  static size_t Product(int a, int b) { return static_cast<size_t>(a) * static_cast<size_t>(b); }
+  static size_t PagesOf(int positions) {
+    return static_cast<size_t>((positions + kPagePositions - 1) / kPagePositions);
+  }
+
   CudaStage(const ModelConfig& config, const StageSpec& spec, const CudaStageOptions& options);
   // Everything up to the first byte taken.
   absl::Status Plan(const ModelTensors& tensors, const WeightSource& source,
