@@ -75,7 +75,7 @@ void Bench(const std::string& name, ChatTemplateHost* host) {
     CHECK_MSG(*text == test_case["text"].get<std::string>(), test_case["name"].get<std::string>());
   }
   const ChatTemplate echo("{{ text }}", "", "", host);
-  for (const size_t messages : {1, 64, 640}) {
+  for (const size_t messages : {1UL, 64UL, 640UL}) {
     const json chat = Chat(messages);
     const std::string variables = chat.dump();
     const auto text = chat_template.Render(variables);

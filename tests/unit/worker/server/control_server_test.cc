@@ -103,7 +103,7 @@ TEST_F(ControlServerTest, AnEpochThatIsNotNewerIsRefusedAndTheStreamInPlaceGoesO
   Coordinator first(channel_);
   first.Join(5);
   ASSERT_EQ(first.Next(), v1::WorkerMessage::kJoined);
-  for (const uint64_t epoch : {4, 5}) {
+  for (const uint64_t epoch : {4ULL, 5ULL}) {
     Coordinator stale(channel_);
     stale.Join(epoch);
     ExpectEnd(&stale, grpc::StatusCode::FAILED_PRECONDITION,

@@ -184,12 +184,12 @@ TEST_P(DeviceMailboxTest, TheReplyOfARequestThatWasGivenUpMatchesNothing) {
 
 TEST_P(DeviceMailboxTest, NoTwoRequestsHaveOneWord) {
   std::set<uint64_t> words;
-  for (uint64_t epoch : {1, 2, 3}) {
+  for (const uint64_t epoch : {1ULL, 2ULL, 3ULL}) {
     if (epoch > 1) {
       Disconnect();
       Connect(epoch);
     }
-    for (uint64_t step : {0, 1, 2, 0xffffff}) {
+    for (const uint64_t step : {0ULL, 1ULL, 2ULL, 0xffffffULL}) {
       for (int layer : {0, 1, 77}) {
         words.insert(mailbox_->Word(layer) + DeviceMailbox::StepBits(step));
       }
