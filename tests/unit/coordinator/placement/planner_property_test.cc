@@ -97,11 +97,15 @@ class LeastRam {
     if (away > 0 && (p_.stages[card].narrow || p_.experts.empty())) {
       return std::numeric_limits<double>::infinity();
     }
+    const bool sends = last < p_.num_layers;
+    const bool asks = away > 0;
     const StageDuties duties = {.device = DeviceKind::kCuda,
                                 .embeds = first == 0,
-                                .has_head = last == p_.num_layers,
+                                .has_head = !sends,
                                 .receives = first > 0,
-                                .sends = last<p_.num_layers, .asks_experts = away> 0};
+                                .sends = sends,
+                                .asks_experts = asks,
+                                .nccl = p_.nccl};
     if (StageBill(*p_.model, p_.shape, duties, first, last, in.first, in.last).total() >
         p_.stages[card].capacity) {
       return std::numeric_limits<double>::infinity();
