@@ -119,7 +119,7 @@ struct HostFacts {
   double experts_read_gb_per_s = 0;  // of expert weights by the kernels; unknown: 85 % of the best
   std::vector<WeightRate> weight_rates;  // of all cores together
   double experts_layer_us = 0;           // of one token's experts of a layer, besides their bytes
-  int experts_threads = 0;  // that experts were measured with; 0: all cores
+  int experts_threads = 0;               // that experts were measured with; 0: all cores
   double thread_round_trip_us = 0;       // a flag between two spinning threads on two cores
   double process_round_trip_us = 0;      // between two processes through shared memory
   std::vector<StorageFacts> storage;

@@ -29,7 +29,7 @@ struct WorkerEntry {
   WorkerRole role = WorkerRole::kStage;
   std::optional<LayerRange> layers;
   std::optional<LayerRange> resident_experts;  // of a stage; may be empty: none
-  int threads = 0;  // 0: one per physical core
+  int threads = 0;                             // 0: one per physical core
   // Bytes that it may take of a GPU, 0: whatever there is. Several workers on one GPU all say it.
   uint64_t memory_bytes = 0;
   std::string address;  // "host:port" of a worker that runs already; empty: started here

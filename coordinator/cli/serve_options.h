@@ -22,7 +22,7 @@ struct ServeOptions {
   int threads = 0;
   int stages = 0;               // 0: planned; else so many CPU workers
   bool experts_worker = false;  // a CPU worker for routed experts, and stages on the CPU
-  int slots = 0;  // 0: planned
+  int slots = 0;                // 0: planned
   int ubatch = 0;
   std::string thinking = "off";
 };

@@ -51,7 +51,8 @@ bool IsDecode(const Step& step) {
   });
 }
 
-// Every sequence goes on with the token of the step before: until this one ends, nothing else can run.
+// Every sequence goes on with the token of the step before: until this one ends, nothing else can
+// run.
 bool FollowsDirectly(const Step& step) {
   return std::all_of(step.sequences.begin(), step.sequences.end(), [&](const StepSequence& s) {
     return s.tokens.empty() && s.token_from_step + 1 == step.id;

@@ -55,7 +55,7 @@ struct EngineOptions {
   int num_slots = 0;
   std::chrono::milliseconds step_timeout{60'000};
   size_t direct_from_bytes = 0;  // Bundle::device_from_bytes of what goes downstream
-  std::optional<int> turn_cpu;  // as in TurnCpu
+  std::optional<int> turn_cpu;   // as in TurnCpu
 };
 
 struct EngineCallbacks {
