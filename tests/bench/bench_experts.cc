@@ -1,14 +1,14 @@
 // The picked experts of a layer as an experts worker computes them: random picks over several
 // layers whose weights exceed every cache, GB/s of the picked experts' weights by the wall clock,
 // and the share of what bounds each half (gate and up, down): the read bandwidth with the same
-// threads or the type's bound by instructions, whichever is less.
+// threads or the type's bound by instructions with an expert's tokens, whichever is less.
 //
 //   bench_experts [--mixes=iq2_m,...] [--threads=1,2] [--tokens=1,2,4] [--layers=8]
 //                 [--experts=256] [--shape=6144x2048] [--passes=9] [--isa=avx512] [--pin=1]
 //
 // --shape: hidden x expert dimension; top 8 of each token. Several tokens have picks of their own,
-// except in the lines marked "same". A pass is all layers once. A round measures the bounds and
-// then makes a pass of every line, since a shared machine's speed changes in seconds; figures, and
+// except in the lines marked "same". A pass is all layers once. A round measures the bounds
+// and makes a pass of every line, since a shared machine's speed changes in seconds; figures, and
 // those of one round over others of the same, are medians over rounds. "box us": the same passes
 // asked for through the shared-memory mailbox of an experts worker, by a client that spins, the
 // worker's thread and pool on the other side.
@@ -259,11 +259,11 @@ class Bench {
   struct Bounds {
     double read, inner, down;
   };
-  Bounds MeasureBounds(const Mix& mix, int threads) {
+  Bounds MeasureBounds(const Mix& mix, size_t tokens, int threads) {
     const size_t sample = std::min<size_t>(size_t{1} << 30, options_.layers * LayerBytes(mix));
     const auto cached = [&](const TypeTraits& traits, const uint8_t* w, size_t n) {
       return CachedRate(*kernels_.weight(traits.type), w, RowBytes(traits.type, n), size_t{1} << 16,
-                        n, 1, threads, 1);
+                        n, tokens, threads, 1);
     };
     return {ReadBandwidth(data(), sample, threads, 1), cached(*mix.inner, data(), options_.hidden),
             cached(*mix.down, data() + 2 * inner_bytes(mix), options_.dim)};
@@ -273,6 +273,7 @@ class Bench {
   struct Line {
     size_t tokens = 0;
     bool same = false;
+    std::vector<double> reads = {}, inners = {}, downs = {};
     std::vector<double> seconds = {}, boxed = {}, share = {}, of_one = {}, distinct = {};
   };
 
@@ -292,20 +293,14 @@ class Bench {
       lines.push_back({.tokens = tokens, .same = false});
       if (tokens > 1) lines.push_back({.tokens = tokens, .same = true});
     }
-    std::vector<double> reads, inners, downs;
     std::mt19937 random(7);
     for (size_t round = 0; round <= options_.passes; ++round) {
-      const Bounds bounds = MeasureBounds(mix, threads);
-      const double bound =
-          inner / std::min(bounds.read, bounds.inner) + down / std::min(bounds.read, bounds.down);
       const bool kept = round > 0;
-      if (kept) {
-        reads.push_back(bounds.read);
-        inners.push_back(bounds.inner);
-        downs.push_back(bounds.down);
-      }
       double one = 0;
       for (Line& line : lines) {
+        const Bounds bounds = MeasureBounds(mix, line.same ? line.tokens : 1, threads);
+        const double bound =
+            inner / std::min(bounds.read, bounds.inner) + down / std::min(bounds.read, bounds.down);
         const std::vector<Step> steps = Picks(line.tokens, line.same, &random);
         const double seconds = Time(
             [&](const ExpertsRequest& request, float* y) { return experts.Compute(request, y); },
@@ -318,6 +313,9 @@ class Bench {
         double distinct = 0;
         for (const Step& step : steps) distinct += static_cast<double>(step.distinct);
         distinct /= static_cast<double>(steps.size());
+        line.reads.push_back(bounds.read);
+        line.inners.push_back(bounds.inner);
+        line.downs.push_back(bounds.down);
         line.seconds.push_back(seconds);
         line.boxed.push_back(boxed);
         line.distinct.push_back(distinct);
@@ -330,8 +328,9 @@ class Bench {
       std::printf("%-8s %3d %-5s %8.1f %6.1f %5.0f%% %6.1f %6.1f %6.1f %8.1f", name.c_str(),
                   threads, (std::to_string(line.tokens) + (line.same ? "same" : "")).c_str(),
                   seconds * 1e6, distinct * (inner + down) / seconds / 1e9,
-                  100 * MedianOf(line.share), MedianOf(reads) / 1e9, MedianOf(inners) / 1e9,
-                  MedianOf(downs) / 1e9, MedianOf(line.boxed) * 1e6);
+                  100 * MedianOf(line.share), MedianOf(line.reads) / 1e9,
+                  MedianOf(line.inners) / 1e9, MedianOf(line.downs) / 1e9,
+                  MedianOf(line.boxed) * 1e6);
       if (line.tokens > 1 && !line.of_one.empty()) {
         std::printf("   %.2f x one token's time, %.2f x its experts", MedianOf(line.of_one),
                     distinct / kTopK);

@@ -83,27 +83,34 @@ void LocalExperts::ComputeInner(const ExpertWeights& weights) {
   x_.Prepare(context_, up_kernel);
   const size_t row_work =
       2 * weights.gate.cols * order_.size() / std::max<size_t>(1, groups_.size());
-  const size_t task_rows = std::min(dim, context_.TaskRows(groups_.size() * dim, row_work));
-  const size_t chunks = (dim + task_rows - 1) / task_rows;
+  // The rows of all groups, one group behind the other.
+  const RowTasks tasks = context_.Split(groups_.size() * dim, row_work);
   const size_t work = 2 * order_.size() * dim * weights.gate.cols;
-  context_.ParallelFor(groups_.size() * chunks, work, [&](int task, int) {
-    const Group& group = groups_[static_cast<size_t>(task) / chunks];
-    const size_t first = static_cast<size_t>(task) % chunks * task_rows;
-    const size_t rows = std::min(task_rows, dim - first);
+  context_.ParallelFor(tasks.size(), work, [&](int task, int) {
+    const size_t end = tasks.end(static_cast<size_t>(task));
     absl::InlinedVector<const void*, 32> gate_x, up_x;
     absl::InlinedVector<float*, 32> gate_y, up_y;
-    for (auto i = static_cast<size_t>(group.first); i < static_cast<size_t>(group.last); ++i) {
-      gate_x.push_back(x_.Row(gate_kernel, static_cast<size_t>(rows_[i])));
-      up_x.push_back(x_.Row(up_kernel, static_cast<size_t>(rows_[i])));
-      gate_y.push_back(gate_.data() + i * dim + first);
-      up_y.push_back(up_.data() + i * dim + first);
-    }
-    const size_t row = static_cast<size_t>(group.expert) * weights.row_stride + first;
-    MatMulInCache(gate_kernel, weights.gate.Rows(row, rows), gate_x.data(), gate_x.size(),
-                  gate_y.data());
-    MatMulInCache(up_kernel, weights.up.Rows(row, rows), up_x.data(), up_x.size(), up_y.data());
-    for (size_t i = 0; i < gate_y.size(); ++i) {
-      context_.vector().swiglu(gate_y[i], up_y[i], rows, gate_y[i]);
+    for (size_t begin = tasks.begin(static_cast<size_t>(task)); begin < end;) {
+      const Group& group = groups_[begin / dim];
+      const size_t first = begin % dim, rows = std::min(end - begin, dim - first);
+      begin += rows;
+      gate_x.clear();
+      up_x.clear();
+      gate_y.clear();
+      up_y.clear();
+      for (auto i = static_cast<size_t>(group.first); i < static_cast<size_t>(group.last); ++i) {
+        gate_x.push_back(x_.Row(gate_kernel, static_cast<size_t>(rows_[i])));
+        up_x.push_back(x_.Row(up_kernel, static_cast<size_t>(rows_[i])));
+        gate_y.push_back(gate_.data() + i * dim + first);
+        up_y.push_back(up_.data() + i * dim + first);
+      }
+      const size_t row = static_cast<size_t>(group.expert) * weights.row_stride + first;
+      MatMulInCache(gate_kernel, weights.gate.Rows(row, rows), gate_x.data(), gate_x.size(),
+                    gate_y.data());
+      MatMulInCache(up_kernel, weights.up.Rows(row, rows), up_x.data(), up_x.size(), up_y.data());
+      for (size_t i = 0; i < gate_y.size(); ++i) {
+        context_.vector().swiglu(gate_y[i], up_y[i], rows, gate_y[i]);
+      }
     }
   });
 }
@@ -123,13 +130,11 @@ void LocalExperts::ComputeDown(const ExpertsRequest& request, const ExpertWeight
   }
   inner_.Prepare(context_, kernel);
   const size_t row_work = order_.size() * dim;
-  const size_t task_rows =
-      std::min(context_.TaskRows(hidden, row_work),
-               std::max<size_t>(16, kResultBytes / sizeof(float) / order_.size() / 8 * 8));
-  const size_t chunks = (hidden + task_rows - 1) / task_rows;
-  context_.ParallelFor(chunks, hidden * row_work, [&](int task, int thread) {
-    const size_t first = static_cast<size_t>(task) * task_rows;
-    const size_t rows = std::min(task_rows, hidden - first);
+  const RowTasks tasks =
+      context_.Split(hidden, row_work, kResultBytes / sizeof(float) / order_.size());
+  context_.ParallelFor(tasks.size(), hidden * row_work, [&](int task, int thread) {
+    const size_t first = tasks.begin(static_cast<size_t>(task));
+    const size_t rows = tasks.end(static_cast<size_t>(task)) - first;
     std::vector<float>& results = down_[static_cast<size_t>(thread)];
     results.resize(order_.size() * rows);
     absl::InlinedVector<float*, 32> out;

@@ -22,12 +22,6 @@ size_t TokensInCache(const WeightKernel& kernel, size_t cols) {
   return std::clamp(bytes / kernel.activation_bytes(cols) / 2 * 2, kLeast, kMost);
 }
 
-// The rows of several matrices in tasks.
-struct Task {
-  const LinearOutput* output;
-  size_t first, rows;
-};
-
 }  // namespace
 
 void OpContext::ParallelFor(size_t count, size_t total_work,
@@ -36,13 +30,21 @@ void OpContext::ParallelFor(size_t count, size_t total_work,
   for (size_t i = 0; i < count; ++i) task(static_cast<int>(i), 0);
 }
 
-size_t OpContext::TaskRows(size_t rows, size_t row_work) const {
-  constexpr size_t kTasksPerThread = 8;
-  constexpr size_t kMultiple = 8;  // of what kernels take at once
-  const size_t tasks = kTasksPerThread * static_cast<size_t>(pool->num_threads());
-  const size_t task_rows =
-      std::max((rows + tasks - 1) / tasks, min_task_work() / std::max<size_t>(1, row_work));
-  return (task_rows + kMultiple - 1) / kMultiple * kMultiple;
+RowTasks OpContext::Split(size_t rows, size_t row_work, size_t most) const {
+  return RowTasks(rows, static_cast<size_t>(pool->num_threads()),
+                  min_task_work() / std::max<size_t>(1, row_work), most);
+}
+
+RowTasks::RowTasks(size_t rows, size_t threads, size_t least, size_t most) {
+  const auto rounded = [](size_t n) { return (n + kMultiple - 1) / kMultiple * kMultiple; };
+  const size_t share = rows / threads + 1;
+  least = rounded(std::max<size_t>(1, least));
+  most = std::max(least, std::min(rounded(share / 8 + 1), most / kMultiple * kMultiple));
+  size_t begin = 0;
+  for (; begin < rows; begin += std::clamp(rounded((rows - begin) / threads / 2), least, most)) {
+    begin_.push_back(begin);
+  }
+  begin_.push_back(rows);
 }
 
 void Activations::Reset(const float* x, size_t rows, size_t cols, size_t stride) {
@@ -78,11 +80,10 @@ void Activations::Prepare(const OpContext& context, const WeightKernel& kernel) 
   layout->rows.resize(rows_);
   for (size_t i = 0; i < rows_; ++i) layout->rows[i] = layout->bytes.get() + i * layout->row_bytes;
   const size_t row_work = kValueWork * cols_;
-  const size_t task_rows = context.TaskRows(rows_, row_work);
-  const size_t tasks = (rows_ + task_rows - 1) / task_rows;
-  context.ParallelFor(tasks, rows_ * row_work, [&](int task, int) {
-    const size_t first = static_cast<size_t>(task) * task_rows;
-    for (size_t i = first; i < std::min(rows_, first + task_rows); ++i) {
+  const RowTasks tasks = context.Split(rows_, row_work);
+  context.ParallelFor(tasks.size(), rows_ * row_work, [&](int task, int) {
+    const auto t = static_cast<size_t>(task);
+    for (size_t i = tasks.begin(t); i < tasks.end(t); ++i) {
       kernel.prepare(x_ + i * stride_, cols_, layout->bytes.get() + i * layout->row_bytes);
     }
   });
@@ -122,26 +123,27 @@ void LinearMany(const OpContext& context, std::initializer_list<LinearOutput> ou
     rows += output.w.rows;
   }
   const size_t row_work = tokens * x->cols();
-  absl::InlinedVector<Task, 64> tasks;
+  size_t most = SIZE_MAX;
   for (const LinearOutput& output : outputs) {
-    size_t task_rows = context.TaskRows(rows, row_work);
-    if (tokens > TokensInCache(KernelOf(context, output.w.type), x->cols())) {
-      const size_t cached = std::max<size_t>(16, kCachedWeightBytes / output.w.row_bytes() / 8 * 8);
-      task_rows = std::min(task_rows, cached);
-    }
-    for (size_t first = 0; first < output.w.rows; first += task_rows) {
-      tasks.push_back({&output, first, std::min(task_rows, output.w.rows - first)});
-    }
+    if (tokens <= TokensInCache(KernelOf(context, output.w.type), x->cols())) continue;
+    most = std::min(most, kCachedWeightBytes / output.w.row_bytes());
   }
+  // The rows of all outputs, one output behind the other.
+  const RowTasks tasks = context.Split(rows, row_work, most);
   context.ParallelFor(tasks.size(), rows * row_work, [&](int i, int) {
-    const Task& task = tasks[static_cast<size_t>(i)];
-    const MatrixView w = task.output->w.Rows(task.first, task.rows);
+    const auto task = static_cast<size_t>(i);
     absl::InlinedVector<float*, 64> y(tokens);
-    for (size_t t = 0; t < tokens; ++t) {
-      y[t] = task.output->y + t * task.output->w.rows + task.first;
+    size_t before = 0;
+    for (const LinearOutput& output : outputs) {
+      const size_t first = std::max(tasks.begin(task), before) - before;
+      const size_t last =
+          std::min(tasks.end(task) - std::min(tasks.end(task), before), output.w.rows);
+      before += output.w.rows;
+      if (first >= last) continue;
+      const WeightKernel& kernel = KernelOf(context, output.w.type);
+      for (size_t t = 0; t < tokens; ++t) y[t] = output.y + t * output.w.rows + first;
+      MatMulInCache(kernel, output.w.Rows(first, last - first), x->Rows(kernel), tokens, y.data());
     }
-    const WeightKernel& kernel = KernelOf(context, w.type);
-    MatMulInCache(kernel, w, x->Rows(kernel), tokens, y.data());
   });
 }
 

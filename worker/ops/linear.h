@@ -3,17 +3,38 @@
 // Products of weight matrices with activation rows, split over the threads.
 
 #include <cstddef>
+#include <cstdint>
 #include <cstdlib>
 #include <initializer_list>
 #include <memory>
 #include <vector>
 
+#include "absl/container/inlined_vector.h"
 #include "absl/functional/function_ref.h"
 #include "common/tensor/matrix_view.h"
 #include "worker/kernels/cpu/kernels.h"
 #include "worker/ops/thread_pool.h"
 
 namespace packtrain {
+
+// Rows in tasks, in their order. The first take an eighth of a thread's share each, as every start
+// costs something, the later ones ever less, so that the threads end together however many they are
+// and however fast each of them is.
+class RowTasks {
+ public:
+  // Tasks of `least` rows, rounded up to a multiple of kMultiple, to `most` rows, rounded down but
+  // not below that; the last may have any number.
+  RowTasks(size_t rows, size_t threads, size_t least, size_t most);
+
+  size_t size() const { return begin_.size() - 1; }
+  size_t begin(size_t task) const { return begin_[task]; }
+  size_t end(size_t task) const { return begin_[task + 1]; }
+
+  static constexpr size_t kMultiple = 16;  // the most rows that kernels take at once
+
+ private:
+  absl::InlinedVector<size_t, 256> begin_;  // and the end of the last
+};
 
 // What every op needs to run; borrowed.
 struct OpContext {
@@ -27,9 +48,8 @@ struct OpContext {
   size_t min_task_work() const { return size_t{1} << (pool->spins() ? 16 : 19); }
   // As pool->ParallelFor, but on the calling thread alone if all tasks together are too little.
   void ParallelFor(size_t count, size_t total_work, absl::FunctionRef<void(int, int)> task) const;
-  // How many of `rows` equal pieces of work a task should take: a multiple of 8, so that the tasks
-  // are worth it and end together.
-  size_t TaskRows(size_t rows, size_t row_work) const;
+  // `rows` equal pieces of work, each `row_work`, in tasks of at most `most` that are worth it.
+  RowTasks Split(size_t rows, size_t row_work, size_t most = SIZE_MAX) const;
 };
 
 // Work of one value of an op that passes over its values once, in the unit of min_task_work.
