@@ -201,10 +201,13 @@ RandomActivations::RandomActivations(const WeightKernel& kernel, size_t n, size_
   std::mt19937 random(3);
   std::normal_distribution<float> normal;
   for (float& x : x_) x = normal(random);
+  // One behind the other, as a stage has them: rows that each begin a page share a cache's sets.
+  const size_t row_bytes = kernel.activation_bytes(n);
+  prepared_ = Allocate(tokens * row_bytes);
   for (size_t t = 0; t < tokens; ++t) {
-    prepared_.push_back(Allocate(kernel.activation_bytes(n)));
-    kernel.prepare(x_.data() + t * n, n, prepared_.back().get());
-    pointers_.push_back(prepared_.back().get());
+    std::byte* row = static_cast<std::byte*>(prepared_.get()) + t * row_bytes;
+    kernel.prepare(x_.data() + t * n, n, row);
+    pointers_.push_back(row);
   }
 }
 

@@ -63,7 +63,7 @@ class RandomActivations {
 
  private:
   std::vector<float> x_;
-  std::vector<Buffer> prepared_;
+  Buffer prepared_;
   std::vector<const void*> pointers_;
 };
 
