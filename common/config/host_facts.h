@@ -30,7 +30,7 @@ struct NumaFacts {
 
 struct CpuFacts {
   std::string model;
-  std::string isa;       // best kernel bundle: "scalar", "avx2", "avx512"
+  std::string isa;       // best kernel bundle, as PACKTRAIN_ISA names it
   int cores = 0;         // physical, that this process may use
   int threads = 0;       // logical, that this process may use
   double cpu_limit = 0;  // cores granted by the cgroup, 0: no limit

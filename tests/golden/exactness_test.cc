@@ -175,7 +175,7 @@ TEST(QuantisedExactnessTest, EveryInstructionSetIsExact) {
     const TestModel model(folder + name + ".gguf");
     const std::vector<TokenId> ids =
         ReadModelGolden(folder + "golden/" + name, "deq-f32").prompts[3].ids;
-    for (const std::string isa : {"scalar", "avx2", "avx512"}) {
+    for (const std::string isa : {"scalar", "avx2", "avx512", "avx512_gather"}) {
       if (!SelectCpuKernels(isa).ok()) continue;  // this machine has no such unit
       const std::vector<float> wanted = ModelRunner(model, {.isa = isa}).Prefill(ids, 0, kWhole);
       ModelRunner runner(model, {.threads = 3, .cuts = {3}, .isa = isa});

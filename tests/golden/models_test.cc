@@ -202,7 +202,7 @@ TEST_P(ModelsTest, RoundedActivationsAreAsCloseAsThePeers) {
   const auto values = ReadNpyF32(directory + "/top20_f32_logits.npy");
   const auto last_values = ReadNpyF32(directory + "/logits_f32.npy");
   const TestModel stored(GetParam().model);
-  for (const std::string isa : {"avx2", "avx512"}) {
+  for (const std::string isa : {"avx2", "avx512", "avx512_gather"}) {
     if (!SelectCpuKernels(isa).ok()) continue;  // this machine has no such unit
     ModelRunner runner(stored, {.isa = isa});
     double kl = 0, last_kl = 0;

@@ -27,15 +27,24 @@ bool HasAvx512() {
          __builtin_cpu_supports("avx512bitalg") && __builtin_cpu_supports("avx512vpopcntdq") &&
          __builtin_cpu_supports("gfni");
 }
+
+bool HasAvx512Fp16() {
+  unsigned eax, ebx, ecx, edx;
+  constexpr unsigned kFp16 = 1U << 23;
+  return HasAvx512() && __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) != 0 && (edx & kFp16) != 0;
+}
 #else
 bool HasAvx2() { return false; }
 bool HasAvx512() { return false; }
+bool HasAvx512Fp16() { return false; }
 #endif
 
 }  // namespace
 
 std::string_view IsaName(Isa isa) {
   switch (isa) {
+    case Isa::kAvx512Gather:
+      return "avx512_gather";
     case Isa::kAvx512:
       return "avx512";
     case Isa::kAvx2:
@@ -48,6 +57,8 @@ std::string_view IsaName(Isa isa) {
 
 bool IsaSupported(Isa isa) {
   switch (isa) {
+    case Isa::kAvx512Gather:
+      return HasAvx512Fp16();
     case Isa::kAvx512:
       return HasAvx512();
     case Isa::kAvx2:

@@ -10,6 +10,7 @@ namespace {
 
 // Best first.
 constexpr CpuKernels kVariants[] = {
+    {Isa::kAvx512Gather, "avx512_gather", Avx512GatherWeightKernel, &kVectorOpsAvx512},
     {Isa::kAvx512, "avx512", Avx512WeightKernel, &kVectorOpsAvx512},
     {Isa::kAvx2, "avx2", Avx2WeightKernel, &kVectorOpsAvx2},
     {Isa::kScalar, "scalar", ScalarWeightKernel, &kVectorOpsScalar},

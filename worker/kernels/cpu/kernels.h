@@ -15,11 +15,11 @@
 
 namespace packtrain {
 
-enum class Isa { kScalar, kAvx2, kAvx512 };
+enum class Isa { kScalar, kAvx2, kAvx512, kAvx512Gather };
 
 struct CpuKernels {
   Isa isa = Isa::kScalar;
-  std::string_view name;  // "scalar", "avx2", "avx512"
+  std::string_view name;  // IsaName(isa)
   // nullptr for types that are not weights (I8..I64).
   const WeightKernel* (*weight)(TensorType type) = nullptr;
   const VectorOps* vector = nullptr;

@@ -150,4 +150,16 @@ const WeightKernel* Avx512WeightKernel(TensorType type) {
   return nullptr;
 }
 
+// The other types have no table that is looked up faster by gathering.
+const WeightKernel* Avx512GatherWeightKernel(TensorType type) {
+  switch (type) {
+    case TensorType::kIQ1_S:
+      return &kIq1SAvx512Gather;
+    case TensorType::kIQ1_M:
+      return &kIq1MAvx512Gather;
+    default:
+      return Avx512WeightKernel(type);
+  }
+}
+
 }  // namespace packtrain

@@ -11,6 +11,7 @@ namespace packtrain {
 const WeightKernel* ScalarWeightKernel(TensorType type);
 const WeightKernel* Avx2WeightKernel(TensorType type);
 const WeightKernel* Avx512WeightKernel(TensorType type);
+const WeightKernel* Avx512GatherWeightKernel(TensorType type);
 
 extern const WeightKernel kF32Avx512;
 extern const WeightKernel kF16Avx512;
@@ -30,6 +31,8 @@ extern const WeightKernel kQ6KAvx512;
 extern const WeightKernel kQ8KAvx512;
 extern const WeightKernel kIq1SAvx512;
 extern const WeightKernel kIq1MAvx512;
+extern const WeightKernel kIq1SAvx512Gather;
+extern const WeightKernel kIq1MAvx512Gather;
 extern const WeightKernel kIq2XxsAvx512;
 extern const WeightKernel kIq2XsAvx512;
 extern const WeightKernel kIq2SAvx512;

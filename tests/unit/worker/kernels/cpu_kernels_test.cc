@@ -38,7 +38,7 @@ struct Variant {
 
 std::vector<Variant> Variants() {
   std::vector<Variant> variants;
-  for (Isa isa : {Isa::kScalar, Isa::kAvx2, Isa::kAvx512}) {
+  for (Isa isa : kAllIsas) {
     for (TensorType type : GoldenTypes()) variants.push_back({type, isa});
   }
   return variants;
@@ -302,7 +302,7 @@ TEST_P(CpuKernelTest, ZeroActivationsGiveZero) {
 
 TEST(CpuKernelTableTest, IntegersHaveNoKernelInAnyVariant) {
   using enum TensorType;
-  for (Isa isa : {Isa::kScalar, Isa::kAvx2, Isa::kAvx512}) {
+  for (Isa isa : kAllIsas) {
     if (!IsaSupported(isa)) continue;
     const auto kernels = SelectCpuKernels(IsaName(isa));
     ASSERT_TRUE(kernels.ok());

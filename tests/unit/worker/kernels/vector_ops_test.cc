@@ -266,8 +266,7 @@ TEST_P(VectorOpsTest, ConvolvesAndUpdatesTheDeltaState) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(All, VectorOpsTest,
-                         testing::Values(Isa::kScalar, Isa::kAvx2, Isa::kAvx512),
+INSTANTIATE_TEST_SUITE_P(All, VectorOpsTest, testing::ValuesIn(kAllIsas),
                          [](const auto& test) { return std::string(IsaName(test.param)); });
 
 }  // namespace

@@ -148,7 +148,7 @@ TEST_F(AttentionTest, SelectingEverythingIsDenseBitForBit) {
 
 TEST_F(AttentionTest, RowsTogetherGetWhatEachGetsAloneOnEveryIsa) {
   Fill(KvCacheType::kF16);
-  for (std::string_view isa : {"scalar", "avx2", "avx512"}) {
+  for (std::string_view isa : {"scalar", "avx2", "avx512", "avx512_gather"}) {
     if (!SelectCpuKernels(isa).ok()) continue;  // this machine has no such unit
     const std::vector<float> alone = RunRows(1, isa);
     const std::vector<double> last = Wanted(AllPositions());
