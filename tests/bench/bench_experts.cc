@@ -22,6 +22,7 @@
 #include <functional>
 #include <map>
 #include <numeric>
+#include <optional>
 #include <random>
 #include <set>
 #include <string>
@@ -302,9 +303,14 @@ class Bench {
         const double bound =
             inner / std::min(bounds.read, bounds.inner) + down / std::min(bounds.read, bounds.down);
         const std::vector<Step> steps = Picks(line.tokens, line.same, &random);
+        // The pool's threads have the others; a caller that the kernel lets wake up on one of these
+        // holds every layer up until it is moved.
+        std::optional<Pinned> pinned;
+        if (options_.pin) pinned.emplace(CpuOrder()[0]);
         const double seconds = Time(
             [&](const ExpertsRequest& request, float* y) { return experts.Compute(request, y); },
             line.tokens, steps);
+        pinned.reset();
         const double boxed = Time(
             [&](const ExpertsRequest& request, float* y) { return mailbox.Compute(request, y); },
             line.tokens, Picks(line.tokens, line.same, &random));

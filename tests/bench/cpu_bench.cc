@@ -141,6 +141,13 @@ std::vector<int> CpuOrder() {
   return first;
 }
 
+Pinned::Pinned(int cpu) {
+  sched_getaffinity(0, sizeof before_, &before_);
+  PinTo(cpu);
+}
+
+Pinned::~Pinned() { sched_setaffinity(0, sizeof before_, &before_); }
+
 std::vector<std::vector<double>> TimeEachThread(int threads, int reps,
                                                 const std::function<void(int)>& work) {
   const std::vector<int> cpus = CpuOrder();

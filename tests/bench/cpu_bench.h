@@ -3,6 +3,7 @@
 // What the benchmarks of CPU kernels share: random weights, threads on CPUs of their own, the
 // machine's read bandwidth and the rate of a kernel on weights that stay in the cache.
 
+#include <sched.h>
 #include <sys/mman.h>
 
 #include <cstddef>
@@ -37,6 +38,18 @@ void FillBlocks(const TypeTraits& traits, uint8_t* data, size_t bytes);
 
 // The CPUs that this process may use, one of each core before the cores' others.
 std::vector<int> CpuOrder();
+
+// Keeps the calling thread on `cpu` as long as it lives.
+class Pinned {
+ public:
+  explicit Pinned(int cpu);
+  ~Pinned();
+  Pinned(const Pinned&) = delete;
+  Pinned& operator=(const Pinned&) = delete;
+
+ private:
+  cpu_set_t before_;
+};
 
 // Runs `work(thread)` on all threads at once, each on a CPU of its own in CpuOrder, once untimed;
 // returns the seconds of each repetition, sorted. The time is the slowest thread's own: on a
