@@ -10,11 +10,13 @@
 namespace packtrain {
 namespace {
 
+using Sizes = std::vector<size_t>;
+
 TEST(RowTasksTest, EveryRowIsInOneTask) {
-  for (size_t rows : {0, 1, 7, 16, 17, 100, 2048, 6144, 524288}) {
-    for (size_t threads : {1, 2, 15, 64}) {
-      for (size_t least : {0, 1, 16, 40}) {
-        for (size_t most : {size_t{1}, size_t{40}, size_t{250}, SIZE_MAX}) {
+  for (size_t rows : Sizes{0, 1, 7, 16, 17, 100, 2048, 6144, 524288}) {
+    for (size_t threads : Sizes{1, 2, 15, 64}) {
+      for (size_t least : Sizes{0, 1, 16, 40}) {
+        for (size_t most : Sizes{1, 40, 250, SIZE_MAX}) {
           const RowTasks tasks(rows, threads, least, most);
           size_t next = 0;
           for (size_t i = 0; i < tasks.size(); ++i) {
@@ -55,7 +57,7 @@ double Finish(const RowTasks& tasks, const std::vector<double>& seconds) {
 TEST(RowTasksTest, ThreadsEndTogether) {
   // Equal tasks, eight a thread, end up to 12 % late: 6144 rows are 110 tasks of 56 then, and one
   // of 15 threads that has seven done waits for those with eight.
-  for (size_t threads : {2, 6, 12, 15, 16}) {
+  for (size_t threads : Sizes{2, 6, 12, 15, 16}) {
     std::vector<double> seconds(threads, 1.0);
     EXPECT_LT(Finish(RowTasks(6144, threads, 8, SIZE_MAX), seconds), 1.04) << threads;
     // Two that share a core with somebody.
