@@ -9,6 +9,7 @@
 
 #include "tests/support/model_golden.h"
 #include "tests/support/model_runner.h"
+#include "worker/kernels/cpu/isa.h"
 
 namespace packtrain {
 namespace {
@@ -175,8 +176,9 @@ TEST(QuantisedExactnessTest, EveryInstructionSetIsExact) {
     const TestModel model(folder + name + ".gguf");
     const std::vector<TokenId> ids =
         ReadModelGolden(folder + "golden/" + name, "deq-f32").prompts[3].ids;
-    for (const std::string isa : {"scalar", "avx2", "avx512", "avx512_gather"}) {
-      if (!SelectCpuKernels(isa).ok()) continue;  // this machine has no such unit
+    for (const Isa variant : kAllIsas) {
+      if (!IsaSupported(variant)) continue;
+      const std::string isa(IsaName(variant));
       const std::vector<float> wanted = ModelRunner(model, {.isa = isa}).Prefill(ids, 0, kWhole);
       ModelRunner runner(model, {.threads = 3, .cuts = {3}, .isa = isa});
       for (int chunk : {1, 7}) {
